@@ -1,0 +1,341 @@
+// Package api is the control API of a running node: the types that travel
+// and a Go client. It is HTTP with JSON bodies on a unix socket.
+//
+// Every path begins with /v1. A failed request answers with status 4xx or 5xx
+// and an Error. Fields may be added; their meaning does not change within v1.
+package api
+
+import "net/netip"
+
+// Paths of the API. GET unless a comment says otherwise.
+const (
+	PathStatus    = "/v1/status"    // Status
+	PathEndpoints = "/v1/endpoints" // []Endpoint
+	PathRoutes    = "/v1/routes"    // []Route
+	PathLeases    = "/v1/leases"    // []Lease
+	PathServices  = "/v1/services"  // []Service; POST ServiceSpec → Service; DELETE ?name=NAME.NS
+	PathPublishes = "/v1/publishes" // []Publish; POST Publish → Publish; DELETE ?key=KEY
+	PathNetworks  = "/v1/networks"  // []NetworkInfo
+	PathAttach    = "/v1/attach"    // POST AttachRequest → Attachment
+	PathDetach    = "/v1/detach"    // POST DetachRequest → Empty
+	PathCheck     = "/v1/check"     // POST DetachRequest → Attachment: error when the kernel differs
+	PathAllocate  = "/v1/allocate"  // POST AttachRequest (Mode "ipam") → Attachment: an address without a link
+	PathToken     = "/v1/token"     // POST TokenRequest → Token
+	PathLeave     = "/v1/leave"     // POST Empty → Empty
+	PathDNSQuery  = "/v1/dns/query" // POST DNSQuery → DNSAnswer
+	PathDoctor    = "/v1/doctor"    // []Check
+)
+
+// Empty is the body of requests and answers without content.
+type Empty struct{}
+
+// Error is the body of every failed request.
+type Error struct {
+	Message string `json:"error"`
+	// Code is one of the Code constants, or empty.
+	Code string `json:"code,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Codes by which a caller may branch.
+const (
+	CodeNotFound  = "not-found"
+	CodeExists    = "exists"
+	CodeInvalid   = "invalid"
+	CodeExhausted = "exhausted" // no address, VIP or port left
+	CodeNotReady  = "not-ready" // try again: not yet synced
+	CodeDiffers   = "differs"   // check: the kernel does not hold what it should
+	CodeForbidden = "forbidden" // caller's credentials do not allow it
+	CodeReadOnly  = "read-only" // declared in the Nodefile: change it there
+)
+
+// Status is what `nodectl status` shows.
+type Status struct {
+	Version    string            `json:"version"`
+	Node       string            `json:"node"`
+	NodeID     string            `json:"nodeId"`
+	Zone       string            `json:"zone,omitempty"`
+	Advertise  netip.Addr        `json:"advertise"`
+	Started    int64             `json:"started"` // Unix seconds
+	Cluster    string            `json:"cluster"`
+	ClusterID  string            `json:"clusterId"`
+	Stale      bool              `json:"stale"` // answering from saved state: no peer heard since start
+	Synced     bool              `json:"synced"`
+	Revision   uint64            `json:"revision"`
+	Peers      []Peer            `json:"peers"`
+	Networks   []NetworkStatus   `json:"networks"`
+	Services   []Service         `json:"services"`
+	Subsystems []SubsystemStatus `json:"subsystems"` // dns, lb, overlay, dhcp, gossip, in this order
+	Conflicts  []string          `json:"conflicts,omitempty"`
+}
+
+// Peer is another node of the cluster.
+type Peer struct {
+	Name     string     `json:"name"`
+	ID       string     `json:"id"`
+	State    string     `json:"state"`           // alive, suspect, dead, unknown
+	Since    int64      `json:"since,omitempty"` // Unix seconds
+	Address  netip.Addr `json:"address"`
+	Via      string     `json:"via"` // overlay used towards it: "vxlan", "routes", several joined by ","
+	MTU      int        `json:"mtu,omitempty"`
+	RTTMicro int64      `json:"rttMicro,omitempty"` // microseconds; 0: not measured
+	LastSync int64      `json:"lastSyncMillis"`     // milliseconds ago; -1: never
+	Version  string     `json:"version,omitempty"`
+}
+
+// NetworkStatus is a network as this node uses it.
+type NetworkStatus struct {
+	Name    string         `json:"name"`
+	Prefix  netip.Prefix   `json:"prefix"`
+	Blocks  []netip.Prefix `json:"blocks"` // opened by this node
+	Used    int            `json:"used"`
+	Total   int            `json:"total"` // usable addresses of the opened blocks
+	Owned   uint64         `json:"owned"` // addresses of the ring that this node owns
+	Overlay string         `json:"overlay"`
+	VNI     uint32         `json:"vni,omitempty"`
+	MTU     int            `json:"mtu,omitempty"`
+	Bridge  string         `json:"bridge"`
+	Leases  int            `json:"leases"`
+	DHCP    bool           `json:"dhcp"`
+}
+
+// NetworkInfo is a network's definition.
+type NetworkInfo struct {
+	Name    string       `json:"name"`
+	Prefix  netip.Prefix `json:"prefix"`
+	Overlay string       `json:"overlay"`
+	Bridge  string       `json:"bridge"`
+}
+
+// SubsystemStatus is the state of one part of the daemon.
+type SubsystemStatus struct {
+	Name    string `json:"name"`
+	OK      bool   `json:"ok"`
+	Desired uint64 `json:"desired"`         // revision wanted
+	Applied uint64 `json:"applied"`         // revision the kernel or sockets hold
+	Detail  string `json:"detail"`          // one line for people
+	Error   string `json:"error,omitempty"` // the last error, empty when it has passed
+	Fix     string `json:"fix,omitempty"`   // what to do about it
+}
+
+// Endpoint is an attachment, a DHCP lease or a static host, on any node.
+type Endpoint struct {
+	ID        string            `json:"id"`
+	Node      string            `json:"node"`
+	Network   string            `json:"network"`
+	Namespace string            `json:"namespace"`
+	Name      string            `json:"name,omitempty"`
+	Addrs     []netip.Addr      `json:"addrs"`
+	MAC       string            `json:"mac,omitempty"`
+	Kind      string            `json:"kind"`
+	Ready     bool              `json:"ready"`
+	Serving   bool              `json:"serving"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Ports     []string          `json:"ports,omitempty"` // "http=80/tcp"
+	HostIf    string            `json:"hostIf,omitempty"`
+	Created   int64             `json:"created,omitempty"`
+}
+
+// Route is a route, with its neighbour and forwarding entry, that the overlay
+// wants in the kernel.
+type Route struct {
+	Network  string       `json:"network"`
+	Prefix   netip.Prefix `json:"prefix"`
+	Node     string       `json:"node"`
+	Via      string       `json:"via"` // "local", "vxlan", "routes"
+	NextHop  netip.Addr   `json:"nextHop,omitempty"`
+	Device   string       `json:"device"`
+	MAC      string       `json:"mac,omitempty"`
+	State    string       `json:"state"`            // of the node
+	Reason   string       `json:"reason,omitempty"` // why this way
+	InKernel bool         `json:"inKernel"`
+}
+
+// Lease is a DHCP lease.
+type Lease struct {
+	Network  string     `json:"network"`
+	Addr     netip.Addr `json:"addr"`
+	MAC      string     `json:"mac"`
+	ClientID string     `json:"clientId,omitempty"` // hexadecimal
+	Hostname string     `json:"hostname,omitempty"`
+	Server   string     `json:"server"`
+	Granted  int64      `json:"granted"`
+	Expires  int64      `json:"expires"`
+}
+
+// ServiceSpec asks for a service; it replaces one of the same name.
+type ServiceSpec struct {
+	Name      string            `json:"name"`
+	Namespace string            `json:"namespace"`
+	VIP       netip.Addr        `json:"vip,omitzero"`
+	Headless  bool              `json:"headless,omitempty"`
+	External  string            `json:"external,omitempty"`
+	Ports     []ServicePort     `json:"ports"`
+	Select    map[string]string `json:"select,omitempty"`
+	Backends  []string          `json:"backends,omitempty"` // "addr" or "addr:port"
+	NodePorts bool              `json:"nodePorts,omitempty"`
+	Check     string            `json:"check,omitempty"`
+}
+
+// ServicePort is one port of a service.
+type ServicePort struct {
+	Name       string `json:"name,omitempty"`
+	Protocol   string `json:"protocol"` // tcp or udp
+	Port       uint16 `json:"port"`
+	Target     uint16 `json:"target,omitempty"`
+	TargetName string `json:"targetName,omitempty"`
+	NodePort   uint16 `json:"nodePort,omitempty"`
+}
+
+// Service is a service with its state.
+type Service struct {
+	Name      string            `json:"name"`
+	Namespace string            `json:"namespace"`
+	VIP       netip.Addr        `json:"vip,omitzero"` // zero: none
+	Headless  bool              `json:"headless,omitempty"`
+	External  string            `json:"external,omitempty"`
+	Ports     []ServicePort     `json:"ports"`
+	Select    map[string]string `json:"select,omitempty"`
+	Source    string            `json:"source"` // nodefile or command
+	Ready     int               `json:"ready"`
+	Total     int               `json:"total"`
+	Backends  []ServiceBackend  `json:"backends"`
+}
+
+// ServiceBackend is one backend of a service.
+type ServiceBackend struct {
+	Addr  netip.Addr `json:"addr"`
+	Ports []uint16   `json:"ports"` // parallel to the service's ports
+	Name  string     `json:"name,omitempty"`
+	Node  string     `json:"node,omitempty"`
+	Ready bool       `json:"ready"`
+	Why   string     `json:"why,omitempty"`
+}
+
+// Publish is a published port of this node.
+type Publish struct {
+	Key      string     `json:"key,omitempty"`
+	HostAddr netip.Addr `json:"hostAddr,omitzero"` // zero: every local address
+	Protocol string     `json:"protocol"`
+	HostPort uint16     `json:"hostPort"`
+	Target   netip.Addr `json:"target"`
+	Port     uint16     `json:"port"`
+	Endpoint string     `json:"endpoint,omitempty"`
+	Source   string     `json:"source,omitempty"`
+}
+
+// AttachRequest attaches a network namespace to a network.
+type AttachRequest struct {
+	// ID identifies the attachment on this node; the same ID again is an
+	// error. Empty: "<namespace>.<name>" or a random one.
+	ID      string `json:"id,omitempty"`
+	Network string `json:"network"`
+	// Define describes a network that the caller brings with it (a CNI
+	// configuration); it exists on this node only.
+	Define         *NetworkDef       `json:"define,omitempty"`
+	Netns          string            `json:"netns,omitempty"`  // path
+	IfName         string            `json:"ifName,omitempty"` // default eth0
+	Name           string            `json:"name,omitempty"`
+	Namespace      string            `json:"namespace,omitempty"` // default "default"
+	Aliases        []string          `json:"aliases,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty"`
+	Ports          []Port            `json:"ports,omitempty"`
+	IP             netip.Addr        `json:"ip,omitzero"` // a wanted address
+	MAC            string            `json:"mac,omitempty"`
+	Mode           string            `json:"mode,omitempty"`    // bridge (default), host, none, ipam
+	Kind           string            `json:"kind,omitempty"`    // attach (default) or cni
+	Publish        []Publish         `json:"publish,omitempty"` // Target is filled in
+	NoDefaultRoute bool              `json:"noDefaultRoute,omitempty"`
+}
+
+// NetworkDef is a network defined by a CNI configuration.
+type NetworkDef struct {
+	Prefix     netip.Prefix `json:"prefix"`
+	Bridge     string       `json:"bridge,omitempty"`
+	Gateway    netip.Addr   `json:"gateway,omitzero"`
+	NoGateway  bool         `json:"noGateway,omitempty"` // the bridge gets no address
+	Masquerade bool         `json:"masquerade,omitempty"`
+	MTU        int          `json:"mtu,omitempty"`
+	RangeStart netip.Addr   `json:"rangeStart,omitzero"`
+	RangeEnd   netip.Addr   `json:"rangeEnd,omitzero"`
+}
+
+// Port is a named port of an endpoint.
+type Port struct {
+	Name     string `json:"name,omitempty"`
+	Protocol string `json:"protocol"`
+	Port     uint16 `json:"port"`
+}
+
+// Attachment is the result of an attach.
+type Attachment struct {
+	ID         string       `json:"id"`
+	Network    string       `json:"network"`
+	Addr       netip.Prefix `json:"addr"` // with the prefix length for the interface
+	Gateway    netip.Addr   `json:"gateway,omitzero"`
+	MAC        string       `json:"mac,omitempty"`
+	IfName     string       `json:"ifName,omitempty"`
+	HostIf     string       `json:"hostIf,omitempty"`
+	HostMAC    string       `json:"hostMac,omitempty"`
+	Bridge     string       `json:"bridge,omitempty"`
+	BridgeMAC  string       `json:"bridgeMac,omitempty"`
+	MTU        int          `json:"mtu,omitempty"`
+	DNS        DNSConfig    `json:"dns"`
+	ResolvConf string       `json:"resolvConf"` // content for the workload's /etc/resolv.conf
+}
+
+// DNSConfig is the resolver configuration of a workload.
+type DNSConfig struct {
+	Nameservers []string `json:"nameservers"`
+	Search      []string `json:"search"`
+	Options     []string `json:"options"`
+}
+
+// DetachRequest names an attachment. Detaching what is not there succeeds.
+type DetachRequest struct {
+	ID        string `json:"id,omitempty"`
+	Network   string `json:"network,omitempty"`
+	Name      string `json:"name,omitempty"` // with Namespace, instead of ID
+	Namespace string `json:"namespace,omitempty"`
+	IfName    string `json:"ifName,omitempty"`
+	Netns     string `json:"netns,omitempty"`
+}
+
+// TokenRequest asks for a join credential.
+type TokenRequest struct {
+	TTLSeconds int64 `json:"ttlSeconds,omitempty"` // 0: one hour
+}
+
+// Token is a one-time join credential.
+type Token struct {
+	Token   string `json:"token"`
+	Expires int64  `json:"expires"` // Unix seconds
+}
+
+// DNSQuery asks the node's own DNS server.
+type DNSQuery struct {
+	Name string     `json:"name"`
+	Type string     `json:"type,omitempty"` // default A
+	From netip.Addr `json:"from,omitzero"`  // client address to pretend
+	TCP  bool       `json:"tcp,omitempty"`
+}
+
+// DNSAnswer is an answer in the usual presentation form.
+type DNSAnswer struct {
+	Rcode      string   `json:"rcode"`
+	Flags      []string `json:"flags"`
+	Answer     []string `json:"answer"`
+	Authority  []string `json:"authority"`
+	Additional []string `json:"additional"`
+	Server     string   `json:"server"`
+	Micros     int64    `json:"micros"`
+}
+
+// Check is one finding of `nodectl doctor`.
+type Check struct {
+	Name   string `json:"name"`
+	Status string `json:"status"` // ok, warn, fail, skip
+	Detail string `json:"detail"`
+	Fix    string `json:"fix,omitempty"`
+}

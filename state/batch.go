@@ -1,0 +1,300 @@
+package state
+
+import (
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/hashicorp/go-memdb"
+)
+
+// batch is a transaction being built: a memdb write transaction and the parts
+// of the next snapshot that are not in memdb.
+type batch struct {
+	s       *Store
+	txn     *memdb.Txn
+	next    *Snapshot
+	out     []Record // applied, in order
+	touched bool     // something changed that is no record
+}
+
+func (s *Store) begin(cur *Snapshot) *batch {
+	return &batch{s: s, txn: s.db.Txn(true), next: &Snapshot{
+		rev: cur.rev, self: cur.self, live: cur.live, buckets: cur.buckets,
+		heads: maps.Clone(cur.heads), conflicts: maps.Clone(cur.conflicts),
+	}}
+}
+
+// publish makes the batch the current snapshot and tells the feeds.
+func (s *Store) publish(b *batch) {
+	if len(b.out) == 0 && !b.touched && s.cur.Load() != nil {
+		b.txn.Abort()
+		return
+	}
+	b.txn.Commit()
+	b.next.rev++
+	b.next.txn = s.db.Txn(false)
+	s.cur.Store(b.next)
+	s.feedsMu.Lock()
+	for f := range s.feeds {
+		f.add(b.out)
+	}
+	s.feedsMu.Unlock()
+}
+
+// snapshot is the state with what the batch did so far.
+func (b *batch) snapshot() *Snapshot {
+	n := b.next
+	return &Snapshot{
+		rev: n.rev, self: n.self, live: n.live, buckets: n.buckets, txn: b.txn.Snapshot(),
+		heads: maps.Clone(n.heads), conflicts: maps.Clone(n.conflicts),
+	}
+}
+
+func (b *batch) get(id ID) *Record {
+	o, err := b.txn.First(table, indexID, idKey(id))
+	if err != nil || o == nil {
+		return nil
+	}
+	return o.(*Record)
+}
+
+// put stores a record unconditionally and keeps heads and buckets true.
+func (b *batch) put(r *Record) {
+	if r.ID.Class == Owner {
+		h := b.next.heads[r.ID.Owner]
+		h.Owner = r.ID.Owner
+		if h.Mark.Compare(r.Version.mark()) < 0 {
+			h.Mark = r.Version.mark()
+		}
+		b.next.heads[r.ID.Owner] = h
+	} else {
+		i := BucketOf(r.ID)
+		if old := b.get(r.ID); old != nil {
+			b.next.buckets[i] ^= recordHash(old)
+		}
+		b.next.buckets[i] ^= recordHash(r)
+	}
+	if err := b.txn.Insert(table, r); err != nil {
+		// Only a schema fault can bring us here: the indexers never fail.
+		panic(fmt.Sprintf("state: insert %s: %v", r.ID, err))
+	}
+	b.out = append(b.out, *r)
+}
+
+func (b *batch) remove(r *Record) {
+	if err := b.txn.Delete(table, r); err != nil {
+		panic(fmt.Sprintf("state: delete %s: %v", r.ID, err))
+	}
+	b.touched = true
+}
+
+// write runs one Write's function and applies its ops, or none of them.
+func (b *batch) write(r *request) error {
+	if err := r.ctx.Err(); err != nil {
+		return err
+	}
+	ops, err := r.write(b.snapshot())
+	if err != nil {
+		return err
+	}
+	now := b.s.clock.wall().Time().Unix()
+	recs := make([]*Record, 0, len(ops))
+	for _, op := range ops {
+		rec, err := b.record(op, now)
+		if err != nil {
+			return err
+		}
+		if rec != nil {
+			recs = append(recs, rec)
+		}
+	}
+	// Versions are given only now that nothing can fail.
+	for _, rec := range recs {
+		if rec.ID.Class == Owner {
+			b.s.wrote.Store(true)
+			m := b.next.heads[b.s.self].Mark
+			if e := b.s.epoch.Load(); e > m.Epoch {
+				m = Mark{Epoch: e}
+			}
+			rec.Version = Version{Epoch: m.Epoch, Seq: m.Seq + 1}
+		} else {
+			rec.Version.HLC, rec.Version.Node = b.s.clock.Next(), b.s.self
+			if rec.ID.Class != Cluster && rec.Version.Gen == 0 {
+				rec.Version.Gen = 1
+				if old := b.get(rec.ID); old != nil {
+					rec.Version.Gen = old.Version.Gen + 1
+				}
+			}
+		}
+		b.put(rec)
+	}
+	return nil
+}
+
+func (b *batch) record(op Op, now int64) (*Record, error) {
+	rec := &Record{ID: ID{Class: op.Class, Kind: op.Kind, Key: op.Key}, Time: now, Deleted: op.Delete}
+	if op.Class == Owner {
+		rec.ID.Owner = b.s.self
+	}
+	if err := rec.ID.Validate(); err != nil {
+		return nil, fmt.Errorf("write: %w", err)
+	}
+	old := b.get(rec.ID)
+	if op.Delete {
+		if old == nil || old.Deleted {
+			return nil, nil
+		}
+		rec.Version.Gen = op.Gen
+		return rec, nil
+	}
+	if k := kindOf(op.Value); k != op.Kind {
+		return nil, fmt.Errorf("write %s: value is of kind %q", rec.ID, k)
+	}
+	v, err := Encode(op.Value)
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", rec.ID, err)
+	}
+	rec.Value, rec.Version.Gen = v, op.Gen
+	if err := rec.decode(); err != nil {
+		return nil, fmt.Errorf("write: %w", err)
+	}
+	if old != nil && !old.Deleted && op.Gen == 0 && string(old.Value) == string(v) {
+		return nil, nil // nothing new to say
+	}
+	return rec, nil
+}
+
+// delta applies a part of one owner's history.
+func (b *batch) delta(d *Delta) (int, error) {
+	head := b.next.heads[d.Owner]
+	if d.Owner == b.s.self && b.s.wrote.Load() && d.To.Compare(head.Mark) > 0 {
+		return 0, fmt.Errorf("merge own records up to epoch %d: %w", d.To.Epoch, ErrForeignWriter)
+	}
+	if d.To.Compare(head.Mark) <= 0 {
+		return 0, nil // old news
+	}
+	if !d.Replace && d.From.Compare(head.Mark) > 0 {
+		return 0, ErrGap
+	}
+	n := 0
+	keep := make(map[ID]bool, len(d.Records))
+	for i := range d.Records {
+		r := d.Records[i]
+		keep[r.ID] = true
+		if old := b.get(r.ID); old != nil && Compare(Owner, old.Version, r.Version) >= 0 {
+			continue
+		}
+		b.put(&r)
+		n++
+	}
+	if d.Replace {
+		it, err := b.txn.Get(table, indexSync+"_prefix", ownerPrefix(d.Owner))
+		if err != nil {
+			return n, fmt.Errorf("replace records of %s: %w", d.Owner.Short(), err)
+		}
+		var gone []*Record
+		for o := it.Next(); o != nil; o = it.Next() {
+			if r := o.(*Record); !keep[r.ID] && r.Version.mark().Compare(d.To) <= 0 {
+				gone = append(gone, r)
+			}
+		}
+		for _, r := range gone {
+			// Kept as a tombstone with its old version, so that the disk
+			// and the feeds hear of it.
+			t := &Record{ID: r.ID, Version: r.Version, Time: r.Time, Deleted: true}
+			b.put(t)
+			n++
+		}
+	}
+	h := b.next.heads[d.Owner]
+	h.Owner = d.Owner
+	if h.Mark.Compare(d.To) < 0 {
+		h.Mark = d.To
+		b.touched = true
+	}
+	b.next.heads[d.Owner] = h
+	return n, nil
+}
+
+// merge applies records of the other classes by their order.
+func (b *batch) merge(recs []Record) int {
+	n := 0
+	for i := range recs {
+		r := recs[i]
+		if !b.s.clock.Observe(r.Version.HLC) {
+			b.s.logger.Warn("record from the future: its writer's clock is wrong",
+				"record", r.ID.String(), "node", string(r.Version.Node), "time", r.Version.HLC.Time())
+		}
+		old := b.get(r.ID)
+		if old != nil {
+			b.contest(old, &r)
+			if Compare(r.ID.Class, old.Version, r.Version) >= 0 {
+				continue
+			}
+		}
+		b.put(&r)
+		n++
+	}
+	return n
+}
+
+// contest notes two ring records of one generation that name different owners.
+// By the rules of the ring that takes a node that acted without owning.
+func (b *batch) contest(old, r *Record) {
+	if r.ID.Class != Ring || old.Version.Gen != r.Version.Gen || old.Version == r.Version {
+		return
+	}
+	a, ok1 := old.val.(*Range)
+	z, ok2 := r.val.(*Range)
+	if !ok1 || !ok2 || a.Owner == z.Owner && a.RingID == z.RingID {
+		return
+	}
+	win, lose := a, z
+	if Compare(Ring, old.Version, r.Version) < 0 {
+		win, lose = z, a
+	}
+	b.next.conflicts[r.ID] = Conflict{
+		What:   fmt.Sprintf("range %s", r.ID.Key),
+		Winner: string(win.Owner), Loser: string(lose.Owner),
+		Detail: fmt.Sprintf("generation %d was written twice (rings %s and %s)", r.Version.Gen, win.RingID, lose.RingID),
+	}
+	b.touched = true
+}
+
+// collect drops owner-scoped tombstones from before t.
+func (b *batch) collect(t time.Time) (int, error) {
+	it, err := b.txn.Get(table, indexSync+"_prefix", []byte{'o'})
+	if err != nil {
+		return 0, fmt.Errorf("collect tombstones: %w", err)
+	}
+	var gone []*Record
+	for o := it.Next(); o != nil; o = it.Next() {
+		if r := o.(*Record); r.Deleted && r.Time < t.Unix() {
+			gone = append(gone, r)
+		}
+	}
+	if len(gone) == 0 {
+		return 0, nil
+	}
+	ids := make([]ID, 0, len(gone))
+	for _, r := range gone {
+		h := b.next.heads[r.ID.Owner]
+		if h.Floor.Compare(r.Version.mark()) < 0 {
+			h.Floor = r.Version.mark()
+		}
+		b.next.heads[r.ID.Owner] = h
+		b.remove(r)
+		ids = append(ids, r.ID)
+	}
+	if d, ok := b.s.log.(Dropper); ok {
+		heads := make([]Head, 0, len(b.next.heads))
+		for _, h := range b.next.heads {
+			heads = append(heads, h)
+		}
+		if err := d.Drop(ids, heads); err != nil {
+			return len(gone), fmt.Errorf("collect tombstones: %w", err)
+		}
+	}
+	return len(gone), nil
+}

@@ -1,0 +1,168 @@
+// Package disk keeps a store's records in a bbolt file: the durable side of
+// package state.
+//
+//	records   key: kind NUL class owner NUL key    value: CBOR of state.Record
+//	heads     key: owner                            value: CBOR of state.Head
+//
+// A batch is one bbolt transaction, synced before Commit returns.
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"nodenet/state"
+)
+
+var (
+	bucketRecords = []byte("records")
+	bucketHeads   = []byte("heads")
+)
+
+// DB is an open state file. It implements state.Log and state.Dropper.
+type DB struct {
+	bolt *bolt.DB
+	path string
+}
+
+// ErrLocked means that another process has the file open.
+var ErrLocked = errors.New("state file is in use by another process")
+
+// Open opens or creates the file. One that cannot be read as a state file is
+// set aside under a name that says when, and an empty one takes its place:
+// the node's own records come back from its peers.
+func Open(path string, logger *slog.Logger) (*DB, error) {
+	db, err := open(path)
+	if err == nil || errors.Is(err, ErrLocked) || errors.Is(err, os.ErrPermission) {
+		return db, err
+	}
+	if _, serr := os.Stat(path); serr != nil {
+		return nil, err
+	}
+	aside := fmt.Sprintf("%s.corrupt-%d", path, time.Now().Unix())
+	if rerr := os.Rename(path, aside); rerr != nil {
+		return nil, errors.Join(err, fmt.Errorf("set aside %s: %w", path, rerr))
+	}
+	logger.Error("state file unreadable, set aside; starting empty and asking the peers", "file", path, "kept", aside, "err", err)
+	return open(path)
+}
+
+func open(path string) (d *DB, err error) {
+	// bbolt maps the file and may fault on a damaged one.
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("open %s: damaged: %v", path, r)
+		}
+	}()
+	b, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second})
+	if errors.Is(err, bolt.ErrTimeout) {
+		return nil, fmt.Errorf("open %s: %w", path, ErrLocked)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	err = b.Update(func(tx *bolt.Tx) error {
+		for _, name := range [][]byte{bucketRecords, bucketHeads} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), b.Close())
+	}
+	return &DB{bolt: b, path: path}, nil
+}
+
+// Close releases the file.
+func (d *DB) Close() error { return d.bolt.Close() }
+
+// Load returns all records and the heads kept beside them. A record that
+// cannot be decoded is reported in the error; the others are returned.
+func (d *DB) Load() ([]state.Record, []state.Head, error) {
+	var recs []state.Record
+	var heads []state.Head
+	var bad []error
+	err := d.bolt.View(func(tx *bolt.Tx) error {
+		_ = tx.Bucket(bucketRecords).ForEach(func(k, v []byte) error {
+			var r state.Record
+			if err := state.Decode(v, &r); err != nil {
+				bad = append(bad, fmt.Errorf("record %q: %w", k, err))
+				return nil
+			}
+			recs = append(recs, r)
+			return nil
+		})
+		return tx.Bucket(bucketHeads).ForEach(func(k, v []byte) error {
+			var h state.Head
+			if err := state.Decode(v, &h); err != nil {
+				bad = append(bad, fmt.Errorf("head %q: %w", k, err))
+				return nil
+			}
+			heads = append(heads, h)
+			return nil
+		})
+	})
+	return recs, heads, errors.Join(append(bad, err)...)
+}
+
+// Commit implements state.Log.
+func (d *DB) Commit(batch []state.Record) error {
+	err := d.bolt.Update(func(tx *bolt.Tx) error {
+		b := tx.Bucket(bucketRecords)
+		for i := range batch {
+			v, err := state.Encode(&batch[i])
+			if err != nil {
+				return err
+			}
+			if err := b.Put(key(batch[i].ID), v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("write %s: %w", d.path, err)
+	}
+	return nil
+}
+
+// Drop implements state.Dropper.
+func (d *DB) Drop(ids []state.ID, heads []state.Head) error {
+	err := d.bolt.Update(func(tx *bolt.Tx) error {
+		for _, id := range ids {
+			if err := tx.Bucket(bucketRecords).Delete(key(id)); err != nil {
+				return err
+			}
+		}
+		for i := range heads {
+			v, err := state.Encode(&heads[i])
+			if err != nil {
+				return err
+			}
+			if err := tx.Bucket(bucketHeads).Put([]byte(heads[i].Owner), v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("write %s: %w", d.path, err)
+	}
+	return nil
+}
+
+func key(id state.ID) []byte {
+	b := make([]byte, 0, len(id.Kind)+len(id.Owner)+len(id.Key)+3)
+	b = append(b, id.Kind...)
+	b = append(b, 0, byte(id.Class))
+	b = append(b, id.Owner...)
+	b = append(b, 0)
+	return append(b, id.Key...)
+}

@@ -1,0 +1,107 @@
+package disk
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"nodenet/state"
+)
+
+var self = state.NodeIDFromKey(ed25519.NewKeyFromSeed(make([]byte, 32)).Public().(ed25519.PublicKey))
+
+func openStore(t *testing.T, path string) (*state.Store, func()) {
+	t.Helper()
+	db, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	recs, heads, err := db.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := state.NewStore(state.Options{Self: self, Epoch: 7, Log: db, Records: recs, Heads: heads})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, func() { s.Close(); db.Close() }
+}
+
+func TestAcknowledgedRecordsSurvive(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s, stop := openStore(t, path)
+	b := state.Block{Network: "pods", Prefix: netip.MustParsePrefix("10.244.1.0/24")}
+	if _, err := s.Write(context.Background(), func(*state.Snapshot) ([]state.Op, error) {
+		return []state.Op{state.Put(state.Owner, state.KindBlock, "pods/10.244.1.0/24", b)}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	s, stop = openStore(t, path)
+	defer stop()
+	got, ok := state.Lookup[state.Block](s.Snapshot(), state.ID{Class: state.Owner, Kind: state.KindBlock, Owner: self, Key: "pods/10.244.1.0/24"})
+	if !ok || *got != b {
+		t.Fatalf("after reopening: %v %v, want %v", got, ok, b)
+	}
+	if h := s.Snapshot().Head(self); h.Mark != (state.Mark{Epoch: 7, Seq: 1}) {
+		t.Errorf("head %v after reopening", h.Mark)
+	}
+}
+
+func TestFloorsSurviveCollection(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s, stop := openStore(t, path)
+	for _, op := range []state.Op{
+		state.Put(state.Owner, state.KindBlock, "a", state.Block{}),
+		state.Del(state.Owner, state.KindBlock, "a"),
+		state.Put(state.Owner, state.KindBlock, "b", state.Block{}),
+	} {
+		if _, err := s.Write(context.Background(), func(*state.Snapshot) ([]state.Op, error) { return []state.Op{op}, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := s.Collect(time.Now().Add(time.Hour)); n != 1 || err != nil {
+		t.Fatalf("collected %d, %v", n, err)
+	}
+	stop()
+	s, stop = openStore(t, path)
+	defer stop()
+	if d := s.Snapshot().Delta(self, state.Mark{Epoch: 7, Seq: 1}, 0); !d.Replace {
+		t.Error("the floor was forgotten: a replica that holds the deleted record would keep it")
+	}
+}
+
+func TestCorruptFileIsSetAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	if err := os.WriteFile(path, []byte(strings.Repeat("not a database ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	db, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	kept, _ := filepath.Glob(path + ".corrupt-*")
+	if len(kept) != 1 {
+		t.Errorf("set aside: %v, want one file", kept)
+	}
+}
+
+func TestSecondOpenIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	db, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := Open(path, slog.New(slog.DiscardHandler)); !errors.Is(err, ErrLocked) {
+		t.Errorf("got %v, want ErrLocked", err)
+	}
+}

@@ -1,0 +1,362 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-memdb"
+)
+
+// Errors by which callers branch.
+var (
+	// ErrGap: a delta begins after what we hold; ask for what lies between.
+	ErrGap = errors.New("delta does not join on to what is held")
+	// ErrClosed: the store is closed.
+	ErrClosed = errors.New("state store is closed")
+	// ErrForeignWriter: a peer holds records of our own ID that we never wrote.
+	ErrForeignWriter = errors.New("somebody else writes with this node's identity")
+)
+
+// maxBatch bounds how many requests one group commit takes along.
+const maxBatch = 256
+
+// Options configures a Store.
+type Options struct {
+	Self    NodeID
+	Epoch   uint64   // of our own writes; see SetEpoch
+	Log     Log      // nil: NoLog
+	Clock   *Clock   // nil: a clock that reads time.Now
+	Records []Record // what the Log held at start
+	Heads   []Head   // floors that the Log held at start
+	Logger  *slog.Logger
+}
+
+// Store is the tables of one node. One goroutine commits; everything else
+// reads immutable snapshots. All methods are safe for concurrent use.
+type Store struct {
+	self   NodeID
+	log    Log
+	clock  *Clock
+	logger *slog.Logger
+	db     *memdb.MemDB
+	cur    atomic.Pointer[Snapshot]
+	epoch  atomic.Uint64
+	wrote  atomic.Bool // an own record was written in this epoch
+
+	queue  chan *request
+	closed chan struct{}
+	done   chan struct{}
+	close  sync.Once
+
+	feedsMu sync.Mutex
+	feeds   map[*Feed]struct{}
+
+	unsaved []Record // merged, not yet in the Log; the committer's own
+}
+
+type request struct {
+	write   func(*Snapshot) ([]Op, error)
+	delta   *Delta
+	merge   []Record
+	durable bool
+	live    map[NodeID]Live
+	collect time.Time // tombstones older than this go
+
+	ctx     context.Context
+	applied int
+	rev     uint64
+	err     error
+	done    chan struct{}
+}
+
+// Op is one change of a Write.
+type Op struct {
+	Class  Class
+	Kind   Kind
+	Key    string
+	Value  any // nil with Delete
+	Delete bool
+	// Gen is the generation of a Lease or Ring record; 0 means one above the
+	// current one.
+	Gen uint64
+}
+
+// Put returns an Op that stores v.
+func Put(c Class, k Kind, key string, v any) Op { return Op{Class: c, Kind: k, Key: key, Value: v} }
+
+// Del returns an Op that leaves a tombstone. Deleting what is not there is no change.
+func Del(c Class, k Kind, key string) Op { return Op{Class: c, Kind: k, Key: key, Delete: true} }
+
+// NewStore loads the records and starts the committer. A record that cannot
+// be decoded is left out with a warning: nothing of it is lost on disk.
+func NewStore(o Options) (*Store, error) {
+	if !o.Self.Valid() {
+		return nil, fmt.Errorf("open state: %q is not a node ID", o.Self)
+	}
+	db, err := memdb.NewMemDB(schema())
+	if err != nil {
+		return nil, fmt.Errorf("open state: %w", err)
+	}
+	s := &Store{
+		self: o.Self, log: o.Log, clock: o.Clock, logger: o.Logger, db: db,
+		queue:  make(chan *request, 4*maxBatch),
+		closed: make(chan struct{}), done: make(chan struct{}),
+		feeds: make(map[*Feed]struct{}),
+	}
+	if s.log == nil {
+		s.log = NoLog{}
+	}
+	if s.clock == nil {
+		s.clock = &Clock{}
+	}
+	if s.logger == nil {
+		s.logger = slog.New(slog.DiscardHandler)
+	}
+	b := s.begin(&Snapshot{self: o.Self, heads: map[NodeID]Head{}, live: map[NodeID]Live{}, conflicts: map[ID]Conflict{}})
+	for i := range o.Records {
+		r := o.Records[i]
+		if err := errors.Join(r.ID.Validate(), r.decode()); err != nil {
+			s.logger.Warn("saved record left out", "err", err)
+			continue
+		}
+		b.put(&r)
+	}
+	for _, h := range o.Heads {
+		cur := b.next.heads[h.Owner]
+		cur.Owner, cur.Floor = h.Owner, h.Floor
+		if cur.Mark.Compare(h.Mark) < 0 {
+			cur.Mark = h.Mark
+		}
+		b.next.heads[h.Owner] = cur
+	}
+	s.publish(b)
+	s.epoch.Store(max(o.Epoch, s.Snapshot().Head(o.Self).Mark.Epoch))
+	go s.run()
+	return s, nil
+}
+
+// Close stops the committer after the writes already accepted.
+func (s *Store) Close() error {
+	s.close.Do(func() { close(s.closed) })
+	<-s.done
+	return nil
+}
+
+// Self returns the ID under which own records are written.
+func (s *Store) Self() NodeID { return s.self }
+
+// Epoch returns the epoch of own writes.
+func (s *Store) Epoch() uint64 { return s.epoch.Load() }
+
+// SetEpoch raises the epoch of own writes. After the first own write it
+// changes nothing: an epoch belongs to one run of the daemon.
+func (s *Store) SetEpoch(e uint64) {
+	for !s.wrote.Load() {
+		cur := s.epoch.Load()
+		if e <= cur || s.epoch.CompareAndSwap(cur, e) {
+			return
+		}
+	}
+}
+
+// Snapshot returns the newest state.
+func (s *Store) Snapshot() *Snapshot { return s.cur.Load() }
+
+// Write runs fn on the newest state and commits the ops that it returns as
+// one transaction: all or none, durable before Write returns. Writes run one
+// after another, each seeing those before it. fn must be quick and must not
+// call the Store. No ops means no new revision.
+func (s *Store) Write(ctx context.Context, fn func(*Snapshot) ([]Op, error)) (uint64, error) {
+	r := &request{write: fn, ctx: ctx}
+	if err := s.do(ctx, r); err != nil {
+		return 0, err
+	}
+	return r.rev, r.err
+}
+
+// MergeDelta applies a part of an owner's history. It returns how many
+// records were new. ErrGap means that something between our head and
+// d.From is missing.
+func (s *Store) MergeDelta(d Delta) (int, error) {
+	if !d.Owner.Valid() {
+		return 0, fmt.Errorf("merge delta: owner %q is not a node ID", d.Owner)
+	}
+	for i := range d.Records {
+		r := &d.Records[i]
+		switch {
+		case r.ID.Class != Owner || r.ID.Owner != d.Owner:
+			return 0, fmt.Errorf("merge delta of %s: record %s is not the owner's", d.Owner.Short(), r.ID)
+		case r.Version.mark().Compare(d.To) > 0:
+			return 0, fmt.Errorf("merge delta of %s: record %s lies beyond the delta's end", d.Owner.Short(), r.ID)
+		}
+		if err := errors.Join(r.ID.Validate(), r.decode()); err != nil {
+			return 0, fmt.Errorf("merge delta of %s: %w", d.Owner.Short(), err)
+		}
+	}
+	r := &request{delta: &d}
+	if err := s.do(context.Background(), r); err != nil {
+		return 0, err
+	}
+	return r.applied, r.err
+}
+
+// Merge applies records of the non-owner classes. With durable it returns
+// when they would survive a crash. It returns how many were new.
+func (s *Store) Merge(recs []Record, durable bool) (int, error) {
+	for i := range recs {
+		r := &recs[i]
+		if r.ID.Class == Owner {
+			return 0, fmt.Errorf("merge record %s: owner-scoped records come as deltas", r.ID)
+		}
+		if err := errors.Join(r.ID.Validate(), r.decode()); err != nil {
+			return 0, fmt.Errorf("merge: %w", err)
+		}
+	}
+	r := &request{merge: recs, durable: durable}
+	if err := s.do(context.Background(), r); err != nil {
+		return 0, err
+	}
+	return r.applied, r.err
+}
+
+// SetLiveness replaces the liveness table.
+func (s *Store) SetLiveness(m map[NodeID]Live) {
+	_ = s.do(context.Background(), &request{live: maps.Clone(m)})
+}
+
+// Collect removes own and foreign owner-scoped tombstones written before the
+// given time and raises the owners' floors.
+func (s *Store) Collect(before time.Time) (int, error) {
+	r := &request{collect: before}
+	if err := s.do(context.Background(), r); err != nil {
+		return 0, err
+	}
+	return r.applied, r.err
+}
+
+func (s *Store) do(ctx context.Context, r *request) error {
+	r.done = make(chan struct{})
+	select {
+	case <-s.closed:
+		return ErrClosed
+	default:
+	}
+	select {
+	case s.queue <- r:
+	case <-s.closed:
+		return ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-r.done:
+		return nil
+	case <-s.done:
+		select {
+		case <-r.done:
+			return nil
+		default:
+			return ErrClosed
+		}
+	}
+}
+
+func (s *Store) run() {
+	defer close(s.done)
+	for {
+		var batch []*request
+		select {
+		case r := <-s.queue:
+			batch = append(batch, r)
+		case <-s.closed:
+			return
+		}
+	drain:
+		for len(batch) < maxBatch {
+			select {
+			case r := <-s.queue:
+				batch = append(batch, r)
+			default:
+				break drain
+			}
+		}
+		s.commit(batch)
+	}
+}
+
+// commit handles a batch in two steps. What peers said is applied to memory
+// whatever the disk does: they hold it too. Own writes exist only once the
+// Log has them.
+func (s *Store) commit(reqs []*request) {
+	b := s.begin(s.cur.Load())
+	for _, r := range reqs {
+		switch {
+		case r.delta != nil:
+			r.applied, r.err = b.delta(r.delta)
+		case r.merge != nil:
+			r.applied = b.merge(r.merge)
+		case r.live != nil:
+			b.next.live = r.live
+			b.touched = true
+		case !r.collect.IsZero():
+			r.applied, r.err = b.collect(r.collect)
+		}
+	}
+	s.unsaved = append(s.unsaved, b.out...)
+	s.publish(b)
+
+	w := s.begin(s.cur.Load())
+	for _, r := range reqs {
+		if r.write != nil {
+			r.err = w.write(r)
+		}
+	}
+	batch := append(append([]Record(nil), s.unsaved...), w.out...)
+	var err error
+	if len(batch) > 0 {
+		if err = s.log.Commit(batch); err == nil {
+			s.unsaved = nil
+		} else {
+			s.logger.Error("records not saved", "records", len(batch), "err", err)
+		}
+	}
+	if err == nil {
+		s.publish(w)
+	} else {
+		w.txn.Abort()
+		s.unsaved = dedupe(s.unsaved)
+	}
+	rev := s.cur.Load().rev
+	for _, r := range reqs {
+		if err != nil && r.err == nil && (r.write != nil || r.durable) {
+			r.err = fmt.Errorf("save state: %w", err)
+		}
+		r.rev = rev
+		close(r.done)
+	}
+}
+
+// dedupe keeps the last version of each record, so that a disk that stays
+// full does not make us grow.
+func dedupe(recs []Record) []Record {
+	last := make(map[ID]int, len(recs))
+	for i := range recs {
+		last[recs[i].ID] = i
+	}
+	out := recs[:0]
+	for i := range recs {
+		if last[recs[i].ID] == i {
+			out = append(out, recs[i])
+		}
+	}
+	return out
+}
+
+func compareStrings(a, b string) int { return strings.Compare(a, b) }
