@@ -1,0 +1,160 @@
+// Package config turns a Nodefile into a validated Config.
+//
+// A Nodefile has the grammar of a Corefile (coredns/caddy's caddyfile): blocks
+// of directives, `import`, snippets and {$ENV}. The first key of a block
+// decides what it is: one of the reserved words node, cluster, network,
+// services, service, publish; anything else is a list of DNS zones.
+//
+//	Nodefile ─► caddyfile tokens ─► raw blocks ─► Config ─► checks ─► errors, all at once
+//
+// The package imports nothing of nodenet's: node turns a Config into records.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Defaults of a node without a Nodefile, and of what a Nodefile leaves out.
+const (
+	DefaultFile       = "/etc/nodenet/Nodefile"
+	DefaultStateDir   = "/var/lib/nodenet"
+	DefaultSocket     = "/run/nodenet/nodectl.sock"
+	DefaultCluster    = "nodenet"
+	DefaultNamespace  = "default"
+	DefaultGossipPort = 7946
+	DefaultSyncPort   = 7947
+	DefaultVXLANPort  = 4789
+	DefaultLeaseTime  = time.Hour
+	DefaultNetwork    = "pods"
+	DefaultPrefix     = "10.244.0.0/16"
+	DefaultBlock      = 24
+	DefaultServices   = "10.96.0.0/12"
+	DefaultZone       = "cluster.local"
+)
+
+// Config is a whole, validated configuration. It is comparable with go-cmp
+// and never changed after Parse.
+type Config struct {
+	File      string // "" when there was no Nodefile
+	Node      Node
+	Cluster   Cluster
+	Networks  []Network
+	Services  ServiceRange
+	Service   []Service
+	Publishes []Publish
+	Servers   []Server // DNS server blocks in file order; never empty
+}
+
+// Node is the node block.
+type Node struct {
+	Name      string     // one DNS label; default: the host name's first
+	Advertise netip.Addr // default (zero): the address of the default route's interface
+	Underlay  netip.Addr // default (zero): Advertise
+	Zone      string
+	StateDir  string
+	Socket    string
+}
+
+// Cluster is the cluster block: `cluster NAME { join HOST[:PORT]...; secret FILE }`.
+type Cluster struct {
+	Name       string   // default: DefaultCluster
+	Join       []string // host or host:port of the sync port; empty: a cluster of one, or what `nodectl join` saved
+	Secret     string   // file; default: <StateDir>/cluster.secret
+	GossipPort uint16
+	SyncPort   uint16
+}
+
+// Network is a `network NAME PREFIX` block.
+type Network struct {
+	Name       string
+	Prefix     netip.Prefix
+	Block      int    // prefix length of a pod CIDR; 0 with overlay none
+	Overlay    string // vxlan (default), routes, auto, none
+	VNI        uint32 // default: 1 + position among the networks with VXLAN; 0 without VXLAN
+	Port       uint16 // VXLAN UDP port, default 4789; 0 without VXLAN
+	MTU        int    // 0: derived from the underlay
+	Masquerade bool
+	Internal   bool
+	Bridge     string     // device name; default "nn-" + Name, at most 15 bytes
+	Gateway    netip.Addr // address of the bridge; default: first address of the block
+	NoGateway  bool       // `gateway none`
+	Pin        netip.Prefix
+	Exclude    []netip.Prefix
+	DHCP       bool
+	LeaseTime  time.Duration // whole seconds; DefaultLeaseTime also where DHCP is off
+	Namespace  string        // of DHCP leases, default "default"
+	Pos        Pos
+}
+
+// ServiceRange is the `services PREFIX` block.
+type ServiceRange struct {
+	Prefix    netip.Prefix
+	DNS       netip.Addr // the node-local resolver address; default: the range's tenth address
+	NodePorts PortRange  // default 30000-32767
+	Pos       Pos
+}
+
+// PortRange is inclusive at both ends.
+type PortRange struct{ First, Last uint16 }
+
+// Contains reports whether p lies in the range.
+func (r PortRange) Contains(p uint16) bool { return r.First <= p && p <= r.Last }
+
+// Service is a `service NAME[.NAMESPACE]` block.
+type Service struct {
+	Namespace string // default "default"
+	Name      string
+	VIP       netip.Addr
+	Ports     []ServicePort // `port [NAME] PORT[:TARGET][/PROTO] [nodeport PORT]`
+	Select    map[string]string
+	Backends  []netip.AddrPort // `backend ADDR[:PORT]...`; port 0: the target port
+	Headless  bool             // `vip none`
+	External  string           // `external NAME`
+	NodePorts bool             // `nodeport` without a number: allocate
+	Check     string           // "" or "tcp"
+	Pos       Pos
+}
+
+// ServicePort is one port of a service. Target is a number or the name of an
+// endpoint's port; both zero: the port named Name, else Port itself.
+type ServicePort struct {
+	Name       string
+	Protocol   string // tcp (default) or udp
+	Port       uint16
+	Target     uint16
+	TargetName string
+	NodePort   uint16
+}
+
+// Publish is a `publish [HOSTADDR:]PORT[/PROTO] TARGET:PORT` line.
+type Publish struct {
+	HostAddr netip.Addr
+	Protocol string
+	HostPort uint16
+	Target   netip.AddrPort
+	Pos      Pos
+}
+
+// Server is a DNS server block: its zones with scheme and port as written,
+// and its directives. The dns package gives the directives their meaning.
+type Server struct {
+	Keys       []string // e.g. ".:53", "example.org:1053", "dns://."
+	Directives []Directive
+	Pos        Pos
+}
+
+// Directive is one directive of a server block with its arguments and its
+// nested block. One that is written twice appears twice, in file order.
+type Directive struct {
+	Name  string
+	Args  []string
+	Block []Directive // nested lines: Name is the first word
+	Pos   Pos
+}
+
+// Pos is a place in a Nodefile.
+type Pos struct {
+	File string
+	Line int
+}
