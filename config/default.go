@@ -93,8 +93,8 @@ func defaultServer() Server {
 	with := func(d Directive, body ...Directive) Directive { d.Block = body; return d }
 	return Server{Keys: []string{".:53"}, Directives: []Directive{
 		d("errors"),
-		d("health", "127.0.0.1:8080"),
-		d("ready", "127.0.0.1:8181"),
+		d("health", "127.0.0.1:9154"),
+		d("ready", "127.0.0.1:9155"),
 		with(d("cluster", DefaultZone, "in-addr.arpa", "ip6.arpa"),
 			d("pods", "insecure"),
 			d("fallthrough", "in-addr.arpa", "ip6.arpa")),

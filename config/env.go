@@ -21,6 +21,9 @@ type Env struct {
 	// Routes are the host's existing IPv4 routes; a range that overlaps one is
 	// refused. nil: unknown, no check.
 	Routes []HostRoute
+	// CheckServers looks into the DNS server blocks, whose directives this
+	// package does not know. Its errors join those of the Nodefile. nil: no look.
+	CheckServers func([]Server) error
 	// FS reads the files that import names. nil: the disk.
 	FS FS
 }

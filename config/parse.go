@@ -76,7 +76,11 @@ func newParser(file string, env Env) *parser {
 func (p *parser) finish() (*Config, error) {
 	p.defaults()
 	p.check()
-	if err := p.faults.join(); err != nil {
+	err := p.faults.join()
+	if p.env.CheckServers != nil {
+		err = errors.Join(err, p.env.CheckServers(p.cfg.Servers))
+	}
+	if err != nil {
 		return nil, err
 	}
 	return &p.cfg, nil

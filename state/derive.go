@@ -263,7 +263,7 @@ func (v *View) backends(sn *Snapshot, sv *ServiceView, candidates []*EndpointVie
 			switch n := v.nodeByID[e.Owner]; {
 			case e.Serving:
 			case n != nil && !n.Serving:
-				b.Why = "node " + n.Name + " is " + n.State.String()
+				b.Why = n.Name + " is " + n.State.String()
 			case !e.Ready:
 				b.Why = "endpoint is not ready"
 			default:

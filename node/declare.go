@@ -1,0 +1,199 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodenet/config"
+	"nodenet/ipam"
+	"nodenet/state"
+)
+
+const sourceNodefile = "nodefile"
+
+// syncWait bounds how long a start waits for a peer before it writes its
+// first own record. A node that boots alone goes on with what it saved.
+const syncWait = 3 * time.Second
+
+// runDeclare writes what the Nodefile says as the node's own records: once a
+// peer has been heard (so that our epoch is above all that is known of us) or
+// the wait is over, and again at each SIGHUP.
+func (n *Node) runDeclare(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, unix.SIGHUP)
+	defer signal.Stop(hup)
+
+	select {
+	case <-n.gossip.Synced():
+	case <-time.After(syncWait):
+		n.log.Warn("no peer heard yet: going on with the saved state")
+	case <-ctx.Done():
+		return nil
+	}
+	wait := 100 * time.Millisecond
+	for {
+		err := n.declare(ctx, n.cfg)
+		if err == nil {
+			break
+		}
+		n.log.Error("own records not written, will try again", "err", err)
+		select {
+		case <-time.After(wait):
+			wait = min(2*wait, 10*time.Second)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	close(n.declared)
+	for {
+		select {
+		case <-hup:
+			n.reload(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// reload reads the Nodefile again. One with errors changes nothing.
+func (n *Node) reload(ctx context.Context) {
+	cfg, err := loadConfig(n.opts)
+	if err != nil {
+		n.log.Error("Nodefile not reloaded", "err", err)
+		return
+	}
+	if cfg.Node != n.cfg.Node || cfg.Services.Prefix != n.cfg.Services.Prefix || cfg.Services.DNS != n.cfg.Services.DNS {
+		n.log.Warn("the node, cluster and services blocks take effect at the next restart")
+	}
+	if err := n.declare(ctx, cfg); err != nil {
+		n.log.Error("Nodefile not reloaded", "err", err)
+		return
+	}
+	n.log.Info("Nodefile reloaded", "file", cfg.File)
+}
+
+// reloadServers is what DNS's reload directive calls.
+func (n *Node) reloadServers() ([]config.Server, error) {
+	cfg, err := loadConfig(n.opts)
+	if err != nil {
+		return nil, err
+	}
+	return cfg.Servers, nil
+}
+
+// declare makes the node's own records equal to cfg: adds, changes and
+// removes, touching only those that came from a Nodefile.
+func (n *Node) declare(ctx context.Context, cfg *config.Config) error {
+	want := n.declarations(cfg)
+	_, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+		var ops []state.Op
+		drop := func(k state.Kind, key, source string) {
+			if _, keep := want[k][key]; !keep && source == sourceNodefile {
+				ops = append(ops, state.Del(state.Owner, k, key))
+			}
+		}
+		for r, v := range state.All[state.Network](sn) {
+			if r.ID.Owner == n.self {
+				drop(state.KindNetwork, r.ID.Key, v.Source)
+			}
+		}
+		for r, v := range state.All[state.Service](sn) {
+			if r.ID.Owner == n.self {
+				drop(state.KindService, r.ID.Key, v.Source)
+			}
+		}
+		for r, v := range state.All[state.Publish](sn) {
+			if r.ID.Owner == n.self {
+				drop(state.KindPublish, r.ID.Key, v.Source)
+			}
+		}
+		for k, m := range want {
+			for key, v := range m {
+				ops = append(ops, state.Put(state.Owner, k, key, v))
+			}
+		}
+		if n.cluster.Bootstrap {
+			ops = append(ops, ipam.Bootstrap(sn, n.self, n.ringID(), ringSpecs(cfg))...)
+		}
+		return ops, nil
+	})
+	return err
+}
+
+func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
+	want := map[state.Kind]map[string]any{
+		state.KindNode: {}, state.KindNetwork: {}, state.KindService: {}, state.KindPublish: {},
+	}
+	sum := sha256.New()
+	for _, c := range cfg.Networks {
+		nw := networkRecord(c)
+		want[state.KindNetwork][nw.Name] = nw
+		fmt.Fprintf(sum, "%s %s %d %s %d %d\n", nw.Name, nw.Prefix, nw.Block, nw.Overlay, nw.VNI, nw.Port)
+	}
+	l := n.localNow()
+	want[state.KindNode]["self"] = state.Node{
+		Name: cfg.Node.Name, Zone: cfg.Node.Zone, Advertise: l.Advertise, Underlay: l.Underlay,
+		GossipPort: cfg.Cluster.GossipPort, SyncPort: cfg.Cluster.SyncPort,
+		PublicKey: n.identity.Public(), VTEPMAC: n.self.VTEPMAC(), BootID: n.bootID, Version: n.opts.Version,
+		Started: n.started.Unix(), Networks: hex.EncodeToString(sum.Sum(nil)[:8]), OnLink: l.OnLink,
+	}
+	for _, c := range cfg.Service {
+		s := serviceRecord(c)
+		want[state.KindService][s.Key()] = s
+	}
+	for _, c := range cfg.Publishes {
+		p := state.Publish{
+			HostAddr: c.HostAddr, Protocol: c.Protocol, HostPort: c.HostPort,
+			Target: c.Target.Addr(), Port: c.Target.Port(), Source: sourceNodefile,
+		}
+		want[state.KindPublish][p.Key()] = p
+	}
+	return want
+}
+
+func networkRecord(c config.Network) state.Network {
+	nw := state.Network{
+		Name: c.Name, Prefix: c.Prefix, Block: c.Block, Overlay: c.Overlay, VNI: c.VNI, Port: c.Port, MTU: c.MTU,
+		Masquerade: c.Masquerade, Internal: c.Internal, Bridge: c.Bridge, Gateway: c.Gateway, NoGateway: c.NoGateway,
+		DHCP: c.DHCP, LeaseTime: int64(c.LeaseTime / time.Second), Namespace: c.Namespace, Exclude: c.Exclude,
+		Pin: c.Pin, Source: sourceNodefile,
+	}
+	return nw
+}
+
+func serviceRecord(c config.Service) state.Service {
+	s := state.Service{
+		Namespace: c.Namespace, Name: c.Name, VIP: c.VIP, Selector: c.Select, Headless: c.Headless,
+		External: c.External, NodePorts: c.NodePorts, Check: c.Check, Source: sourceNodefile,
+	}
+	for _, p := range c.Ports {
+		s.Ports = append(s.Ports, state.ServicePort{
+			Name: p.Name, Protocol: p.Protocol, Port: p.Port, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,
+		})
+	}
+	for _, b := range c.Backends {
+		s.Backends = append(s.Backends, state.Backend{Namespace: c.Namespace, Service: c.Name, Addr: b.Addr(), Port: b.Port()})
+	}
+	return s
+}
+
+// ringSpecs lists the rings that a configuration needs.
+func ringSpecs(cfg *config.Config) []ipam.Spec {
+	specs := []ipam.Spec{
+		ipam.ServicesSpec(cfg.Services.Prefix),
+		ipam.NodePortsSpec(cfg.Services.NodePorts.First, cfg.Services.NodePorts.Last),
+	}
+	for _, c := range cfg.Networks {
+		if c.Overlay != state.OverlayNone {
+			specs = append(specs, ipam.NetworkSpec(networkRecord(c)))
+		}
+	}
+	return specs
+}

@@ -1,0 +1,229 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"nodenet/api"
+	"nodenet/state"
+)
+
+// Capabilities that the daemon works with (capabilities(7)).
+var capabilities = []struct {
+	bit  uint
+	name string
+	why  string
+}{
+	{12, "CAP_NET_ADMIN", "links, routes, nftables"},
+	{13, "CAP_NET_RAW", "DHCP"},
+	{10, "CAP_NET_BIND_SERVICE", "port 53"},
+	{21, "CAP_SYS_ADMIN", "entering network namespaces"},
+}
+
+const (
+	okay = "ok"
+	warn = "warn"
+	bad  = "fail"
+	skip = "skip"
+)
+
+// DoctorOffline makes the checks that need no running daemon.
+func DoctorOffline(context.Context) []api.Check {
+	return append(checkPrivileges(), checkSysctls()...)
+}
+
+func checkPrivileges() []api.Check {
+	c := api.Check{Name: "privileges", Status: okay, Detail: "all that the daemon needs"}
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return []api.Check{{Name: "privileges", Status: warn, Detail: err.Error()}}
+	}
+	var eff uint64
+	for line := range bytes.Lines(b) {
+		if v, ok := bytes.CutPrefix(line, []byte("CapEff:")); ok {
+			eff, _ = strconv.ParseUint(strings.TrimSpace(string(v)), 16, 64)
+		}
+	}
+	var missing []string
+	for _, p := range capabilities {
+		if eff&(1<<p.bit) == 0 {
+			missing = append(missing, fmt.Sprintf("%s (%s)", p.name, p.why))
+		}
+	}
+	if len(missing) > 0 {
+		c.Status, c.Detail, c.Fix = bad, "missing: "+strings.Join(missing, ", "), "run as root or with packaging/systemd/nodenet.service"
+	}
+	return []api.Check{c}
+}
+
+func sysctl(path string) string {
+	b, err := os.ReadFile("/proc/sys/" + path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func checkSysctls() []api.Check {
+	var out []api.Check
+	fwd := api.Check{Name: "ip forwarding", Status: okay, Detail: "net.ipv4.ip_forward = 1"}
+	if v := sysctl("net/ipv4/ip_forward"); v != "1" {
+		fwd = api.Check{Name: "ip forwarding", Status: bad, Detail: "net.ipv4.ip_forward = " + v,
+			Fix: "the daemon sets it; something sets it back: look in /etc/sysctl.d"}
+	}
+	out = append(out, fwd)
+	br := api.Check{Name: "bridge-nf-call-iptables", Status: okay, Detail: "br_netfilter not loaded"}
+	if v := sysctl("net/bridge/bridge-nf-call-iptables"); v != "" {
+		br.Detail = "= " + v + "; replies of VIPs work either way"
+	}
+	out = append(out, br)
+	cur, err1 := strconv.Atoi(sysctl("net/netfilter/nf_conntrack_count"))
+	lim, err2 := strconv.Atoi(sysctl("net/netfilter/nf_conntrack_max"))
+	if err1 == nil && err2 == nil && lim > 0 {
+		c := api.Check{Name: "conntrack", Status: okay, Detail: fmt.Sprintf("%d of %d entries", cur, lim)}
+		if cur > lim*8/10 {
+			c.Status, c.Fix = warn, "raise net.netfilter.nf_conntrack_max"
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// doctor makes every check, from the host up to a workload's view.
+func (n *Node) doctor(ctx context.Context) ([]api.Check, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	v := n.store.Snapshot().View()
+	out := DoctorOffline(ctx)
+	out = append(out, n.checkDisk(), n.checkPortRange())
+	out = append(out, n.checkParts(v)...)
+	out = append(out, n.checkPeers(v)...)
+	out = append(out, n.checkDNS(ctx)...)
+	out = append(out, n.checkVIPs(ctx, v)...)
+	for _, c := range v.Conflicts {
+		out = append(out, api.Check{Name: "conflict", Status: warn, Detail: fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser)})
+	}
+	return out, nil
+}
+
+func (n *Node) checkDisk() api.Check {
+	var st unix.Statfs_t
+	if err := unix.Statfs(n.dir, &st); err != nil {
+		return api.Check{Name: "state directory", Status: bad, Detail: err.Error()}
+	}
+	free := st.Bavail * uint64(st.Bsize) >> 20
+	c := api.Check{Name: "state directory", Status: okay, Detail: fmt.Sprintf("%s, %d MiB free", n.dir, free)}
+	if free < 64 {
+		c.Status, c.Fix = warn, "make room: without it no address can be given out"
+	}
+	return c
+}
+
+// checkPortRange warns of node ports that the host's own clients may take.
+func (n *Node) checkPortRange() api.Check {
+	np := n.cfg.Services.NodePorts
+	c := api.Check{Name: "node ports", Status: okay, Detail: fmt.Sprintf("%d-%d", np.First, np.Last)}
+	f := strings.Fields(sysctl("net/ipv4/ip_local_port_range"))
+	if len(f) != 2 {
+		return c
+	}
+	lo, err1 := strconv.Atoi(f[0])
+	hi, err2 := strconv.Atoi(f[1])
+	if err1 == nil && err2 == nil && lo <= int(np.Last) && int(np.First) <= hi {
+		c.Detail = fmt.Sprintf("%d-%d overlap the host's own client ports %d-%d", np.First, np.Last, lo, hi)
+		if res := sysctl("net/ipv4/ip_local_reserved_ports"); res == "" {
+			c.Status, c.Fix = warn, fmt.Sprintf("sysctl net.ipv4.ip_local_reserved_ports=%d-%d", np.First, np.Last)
+		}
+	}
+	return c
+}
+
+func (n *Node) checkParts(v *state.View) []api.Check {
+	var out []api.Check
+	for _, s := range n.subsystems(v) {
+		c := api.Check{Name: s.Name, Status: okay, Detail: s.Detail}
+		switch {
+		case !s.OK:
+			c.Status, c.Detail, c.Fix = bad, s.Error, s.Fix
+		case s.Applied < s.Desired:
+			c.Status, c.Detail = warn, fmt.Sprintf("revision %d applied, %d wanted", s.Applied, s.Desired)
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+func (n *Node) checkPeers(v *state.View) []api.Check {
+	var out []api.Check
+	for _, p := range n.peers(v) {
+		c := api.Check{Name: "peer " + p.Name, Status: okay, Detail: fmt.Sprintf("%s at %s", p.State, p.Address)}
+		if p.RTTMicro > 0 {
+			c.Detail += fmt.Sprintf(", %.2f ms", float64(p.RTTMicro)/1000)
+		}
+		if p.State != state.Alive.String() {
+			c.Status = bad
+			c.Fix = fmt.Sprintf("see that the node is up and that tcp and udp %d and tcp %d between the nodes are open", n.cfg.Cluster.GossipPort, n.cfg.Cluster.SyncPort)
+		}
+		out = append(out, c)
+	}
+	if len(out) == 0 {
+		out = append(out, api.Check{Name: "peers", Status: skip, Detail: "a cluster of one"})
+	}
+	return out
+}
+
+// checkDNS asks over the network path that a workload's resolver takes.
+func (n *Node) checkDNS(ctx context.Context) []api.Check {
+	name := "dns-version." + mdns.Fqdn(n.zone())
+	m := new(mdns.Msg)
+	m.SetQuestion(name, mdns.TypeTXT)
+	c := &mdns.Client{Timeout: 2 * time.Second}
+	server := net.JoinHostPort(n.cfg.Services.DNS.String(), "53")
+	r, rtt, err := c.ExchangeContext(ctx, m, server)
+	switch {
+	case err != nil:
+		return []api.Check{{Name: "dns answer", Status: bad, Detail: fmt.Sprintf("ask %s for %s: %v", server, name, err),
+			Fix: "see the dns and lb lines above; another server may hold port 53 of that address"}}
+	case r.Rcode != mdns.RcodeSuccess || len(r.Answer) == 0:
+		return []api.Check{{Name: "dns answer", Status: bad, Detail: fmt.Sprintf("%s answers %s for %s", server, mdns.RcodeToString[r.Rcode], name)}}
+	}
+	return []api.Check{{Name: "dns answer", Status: okay, Detail: fmt.Sprintf("%s answers in %.2f ms", server, float64(rtt.Microseconds())/1000)}}
+}
+
+// checkVIPs connects to one TCP port of each service that should answer.
+func (n *Node) checkVIPs(ctx context.Context, v *state.View) []api.Check {
+	var out []api.Check
+	for i := range v.Services {
+		s := &v.Services[i]
+		if !s.VIP.IsValid() || s.Ready() == 0 {
+			continue
+		}
+		for _, p := range s.Ports {
+			if p.Protocol != "tcp" {
+				continue
+			}
+			a := netip.AddrPortFrom(s.VIP, p.Port)
+			c := api.Check{Name: fmt.Sprintf("service %s.%s", s.Name, s.Namespace), Status: okay, Detail: a.String() + " connects"}
+			if err := dialTCP(ctx, a); err != nil {
+				c.Status, c.Detail = bad, fmt.Sprintf("connect to %s: %s", a, reason(err))
+				c.Fix = "see `nodectl service show`: does the workload listen on that port?"
+			}
+			out = append(out, c)
+			break
+		}
+		if len(out) == 50 {
+			return append(out, api.Check{Name: "services", Status: skip, Detail: fmt.Sprintf("%d more not tried", len(v.Services)-i-1)})
+		}
+	}
+	return out
+}

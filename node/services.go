@@ -1,0 +1,341 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"nodenet/api"
+	"nodenet/ipam"
+	"nodenet/state"
+)
+
+const sourceCommand = "command"
+
+// addService stores a service made by command, with its explicit backends as
+// records of their own and what it asks to have allocated, in one transaction.
+func (n *Node) addService(ctx context.Context, r api.ServiceSpec) (*api.Service, error) {
+	if err := n.waitDeclared(ctx); err != nil {
+		return nil, err
+	}
+	s, backends, err := n.parseService(r)
+	if err != nil {
+		return nil, err
+	}
+	rev, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+		if err := n.checkService(sn, s); err != nil {
+			return nil, err
+		}
+		ops, err := n.vipOps(sn, s)
+		if err != nil {
+			return nil, err
+		}
+		ops = append(ops, state.Put(state.Cluster, state.KindService, s.Key(), s))
+		want := map[string]bool{}
+		for _, b := range backends {
+			key := backendKey(b)
+			want[key] = true
+			ops = append(ops, state.Put(state.Cluster, state.KindBackend, key, b))
+		}
+		return append(ops, dropBackends(sn, s.Key(), want)...), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.settle(ctx, rev)
+	for _, sv := range n.services(n.store.Snapshot().View()) {
+		if sv.Name == s.Name && sv.Namespace == s.Namespace {
+			return &sv, nil
+		}
+	}
+	return nil, fmt.Errorf("service %s was removed while it was being added", s.Key())
+}
+
+func backendKey(b state.Backend) string {
+	return fmt.Sprintf("%s/%s/%s", b.Namespace, b.Service, netip.AddrPortFrom(b.Addr, b.Port))
+}
+
+func dropBackends(sn *state.Snapshot, service string, keep map[string]bool) []state.Op {
+	var ops []state.Op
+	for rec, b := range state.All[state.Backend](sn) {
+		if b.Namespace+"/"+b.Service == service && !keep[rec.ID.Key] {
+			ops = append(ops, state.Del(state.Cluster, state.KindBackend, rec.ID.Key))
+		}
+	}
+	return ops
+}
+
+func (n *Node) parseService(r api.ServiceSpec) (state.Service, []state.Backend, error) {
+	s := state.Service{
+		Namespace: cmp.Or(r.Namespace, "default"), Name: r.Name, VIP: r.VIP, Selector: r.Select, Headless: r.Headless,
+		External: strings.TrimSuffix(r.External, "."), NodePorts: r.NodePorts, Check: r.Check, Source: sourceCommand,
+	}
+	if !isLabel(s.Name) || !isLabel(s.Namespace) {
+		return s, nil, invalid("service name %s.%s: want DNS labels (a-z, 0-9 and -, at most 63 characters)", s.Name, s.Namespace)
+	}
+	if len(r.Ports) == 0 && s.External == "" && !s.Headless {
+		return s, nil, invalid("service %s: no port given: add --port [NAME=]PORT[:TARGET][/PROTO]", s.Key())
+	}
+	if r.VIP.IsValid() {
+		rng := n.cfg.Services.Prefix
+		switch {
+		case !rng.Contains(r.VIP):
+			return s, nil, invalid("service %s: VIP %s is outside the service range %s", s.Key(), r.VIP, rng)
+		case r.VIP == n.cfg.Services.DNS:
+			return s, nil, invalid("service %s: VIP %s is the resolver's address", s.Key(), r.VIP)
+		case s.Headless:
+			return s, nil, invalid("service %s: a headless service has no VIP", s.Key())
+		}
+	}
+	if s.Check != "" && s.Check != "tcp" {
+		return s, nil, invalid("service %s: check %q: want tcp", s.Key(), s.Check)
+	}
+	seen := map[string]bool{}
+	for _, p := range r.Ports {
+		p.Protocol = cmp.Or(p.Protocol, "tcp")
+		if p.Protocol != "tcp" && p.Protocol != "udp" {
+			return s, nil, invalid("service %s: protocol %q: want tcp or udp", s.Key(), p.Protocol)
+		}
+		if p.Port == 0 {
+			return s, nil, invalid("service %s: port 0: want 1 to 65535", s.Key())
+		}
+		if np := n.cfg.Services.NodePorts; p.NodePort != 0 && !np.Contains(p.NodePort) {
+			return s, nil, invalid("service %s: node port %d is outside %d-%d", s.Key(), p.NodePort, np.First, np.Last)
+		}
+		key := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
+		if seen[key] {
+			return s, nil, invalid("service %s: port %s is given twice", s.Key(), key)
+		}
+		seen[key] = true
+		s.Ports = append(s.Ports, state.ServicePort{
+			Name: p.Name, Protocol: p.Protocol, Port: p.Port, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,
+		})
+	}
+	var backends []state.Backend
+	for _, text := range r.Backends {
+		b := state.Backend{Namespace: s.Namespace, Service: s.Name}
+		if ap, err := netip.ParseAddrPort(text); err == nil {
+			b.Addr, b.Port = ap.Addr(), ap.Port()
+		} else if a, err := netip.ParseAddr(text); err == nil {
+			b.Addr = a
+		} else {
+			return s, nil, invalid("service %s: backend %q: want ADDRESS or ADDRESS:PORT", s.Key(), text)
+		}
+		backends = append(backends, b)
+	}
+	return s, backends, nil
+}
+
+// checkService refuses what another service has.
+func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
+	for rec, o := range state.All[state.Service](sn) {
+		if o.Key() == s.Key() {
+			if rec.ID.Class == state.Owner {
+				return &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: change it there", s.Key(), nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
+			}
+			continue
+		}
+		if s.VIP.IsValid() && o.VIP == s.VIP {
+			return &api.Error{Message: fmt.Sprintf("VIP %s belongs to service %s", s.VIP, o.Key()), Code: api.CodeExists}
+		}
+		for _, p := range s.Ports {
+			for _, q := range o.Ports {
+				if p.NodePort != 0 && p.NodePort == q.NodePort && p.Protocol == q.Protocol {
+					return &api.Error{Message: fmt.Sprintf("node port %d/%s belongs to service %s", p.NodePort, p.Protocol, o.Key()), Code: api.CodeExists}
+				}
+			}
+		}
+	}
+	for rec, a := range state.All[state.VIP](sn) {
+		if rec.ID.Key == s.Key() {
+			continue
+		}
+		if s.VIP.IsValid() && a.Addr == s.VIP {
+			return &api.Error{Message: fmt.Sprintf("VIP %s is allocated to service %s", s.VIP, rec.ID.Key), Code: api.CodeExists}
+		}
+		for _, p := range s.Ports {
+			if p.NodePort != 0 && slices.Contains(portsOf(a.NodePorts), p.NodePort) {
+				return &api.Error{Message: fmt.Sprintf("node port %d is allocated to service %s", p.NodePort, rec.ID.Key), Code: api.CodeExists}
+			}
+		}
+	}
+	return nil
+}
+
+// removeService deletes a service made by command. name is NAME or NAME.NAMESPACE.
+func (n *Node) removeService(ctx context.Context, name string) error {
+	svc, ns, ok := strings.Cut(name, ".")
+	if !ok {
+		ns = "default"
+	}
+	key := ns + "/" + svc
+	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+		if _, ok := state.Lookup[state.Service](sn, state.ID{Class: state.Cluster, Kind: state.KindService, Key: key}); !ok {
+			for rec, o := range state.All[state.Service](sn) {
+				if o.Key() == key {
+					return nil, &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: remove it there", name, nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
+				}
+			}
+			return nil, &api.Error{Message: fmt.Sprintf("no service %s", name), Code: api.CodeNotFound}
+		}
+		return append(dropBackends(sn, key, nil),
+			state.Del(state.Cluster, state.KindService, key), state.Del(state.Cluster, state.KindVIP, key)), nil
+	})
+	if err != nil {
+		return err
+	}
+	n.settle(ctx, rev)
+	return nil
+}
+
+// addPublish publishes a port of this node.
+func (n *Node) addPublish(ctx context.Context, r api.Publish) (*api.Publish, error) {
+	if err := n.waitDeclared(ctx); err != nil {
+		return nil, err
+	}
+	p := state.Publish{
+		HostAddr: r.HostAddr, Protocol: cmp.Or(r.Protocol, "tcp"), HostPort: r.HostPort, Target: r.Target, Port: r.Port,
+		Source: sourceCommand,
+	}
+	switch {
+	case p.Protocol != "tcp" && p.Protocol != "udp":
+		return nil, invalid("publish: protocol %q: want tcp or udp", p.Protocol)
+	case p.HostPort == 0 || p.Port == 0:
+		return nil, invalid("publish: port 0: want 1 to 65535")
+	case !p.Target.IsValid():
+		return nil, invalid("publish: no target address given")
+	}
+	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+		if err := n.checkPublish(sn, p); err != nil {
+			return nil, err
+		}
+		return []state.Op{state.Put(state.Owner, state.KindPublish, p.Key(), p)}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.settle(ctx, rev)
+	out := publishOf(p)
+	return &out, nil
+}
+
+// checkPublish refuses a host port that is taken: by another published port,
+// by a node port or by the node itself.
+func (n *Node) checkPublish(sn *state.Snapshot, p state.Publish) error {
+	for rec, o := range state.All[state.Publish](sn) {
+		if rec.ID.Owner != n.self || o.Protocol != p.Protocol || o.HostPort != p.HostPort {
+			continue
+		}
+		if o.HostAddr == p.HostAddr || !o.HostAddr.IsValid() || !p.HostAddr.IsValid() {
+			return &api.Error{Message: fmt.Sprintf("port %s is published already: to %s:%d", o.Key(), o.Target, o.Port), Code: api.CodeExists}
+		}
+	}
+	if np := n.cfg.Services.NodePorts; np.Contains(p.HostPort) {
+		return invalid("port %d lies in the node-port range %d-%d: publish another, or use a service with a node port", p.HostPort, np.First, np.Last)
+	}
+	return nil
+}
+
+func (n *Node) removePublish(ctx context.Context, key string) error {
+	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+		p, ok := state.Lookup[state.Publish](sn, state.ID{Class: state.Owner, Kind: state.KindPublish, Owner: n.self, Key: key})
+		switch {
+		case !ok:
+			return nil, &api.Error{Message: fmt.Sprintf("no published port %s on this node", key), Code: api.CodeNotFound}
+		case p.Source == sourceNodefile:
+			return nil, &api.Error{Message: fmt.Sprintf("published port %s is declared in the Nodefile: remove it there", key), Code: api.CodeReadOnly}
+		}
+		return []state.Op{state.Del(state.Owner, state.KindPublish, key)}, nil
+	})
+	if err != nil {
+		return err
+	}
+	n.settle(ctx, rev)
+	return nil
+}
+
+func publishOf(p state.Publish) api.Publish {
+	return api.Publish{
+		Key: p.Key(), HostAddr: p.HostAddr, Protocol: p.Protocol, HostPort: p.HostPort, Target: p.Target, Port: p.Port,
+		Endpoint: p.Endpoint, Source: p.Source,
+	}
+}
+
+// leaveCluster hands the node's address space over, says so to the peers and
+// lets Run return. Workloads must be gone first.
+func (n *Node) leaveCluster(ctx context.Context) error {
+	if err := n.waitDeclared(ctx); err != nil {
+		return err
+	}
+	var heir state.NodeID
+	for _, nv := range n.store.Snapshot().View().Nodes {
+		if !nv.Self && nv.State == state.Alive && (heir == "" || nv.ID < heir) {
+			heir = nv.ID
+		}
+	}
+	if heir == "" {
+		return &api.Error{Message: "no other node is alive to take over this node's address space: start one, or just stop this daemon", Code: api.CodeNotReady}
+	}
+	if err := n.checkNoWorkloads(n.store.Snapshot()); err != nil {
+		return err
+	}
+	if err := ipam.HandOver(ctx, n.store, n.self, n.ringID(), heir, asker{n}); err != nil {
+		return fmt.Errorf("hand the address space over: %w", err)
+	}
+	_, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+		if err := n.checkNoWorkloads(sn); err != nil {
+			return nil, err
+		}
+		var ops []state.Op
+		drop := func(r state.Record) {
+			if r.ID.Owner == n.self {
+				ops = append(ops, state.Del(state.Owner, r.ID.Kind, r.ID.Key))
+			}
+		}
+		for r := range state.All[state.Block](sn) {
+			drop(r)
+		}
+		for r := range state.All[state.Service](sn) {
+			drop(r)
+		}
+		for r := range state.All[state.Network](sn) {
+			drop(r)
+		}
+		self, ok := state.Lookup[state.Node](sn, state.ID{Class: state.Owner, Kind: state.KindNode, Owner: n.self, Key: "self"})
+		if !ok {
+			return nil, fmt.Errorf("leave: own node record is missing")
+		}
+		gone := *self
+		gone.Left = true
+		return append(ops, state.Put(state.Owner, state.KindNode, "self", gone)), nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.gossip.Leave(ctx); err != nil {
+		return fmt.Errorf("tell the peers: %w", err)
+	}
+	if err := n.noteLeaving(); err != nil {
+		return err
+	}
+	n.log.Info("left the cluster", "cluster", n.gossip.Cluster().Name, "heir", heir.Short())
+	return nil
+}
+
+// checkNoWorkloads refuses to leave addresses in use behind.
+func (n *Node) checkNoWorkloads(sn *state.Snapshot) error {
+	var left []string
+	for rec, e := range state.All[state.Endpoint](sn) {
+		if rec.ID.Owner == n.self && e.Kind != state.EndpointStatic {
+			left = append(left, e.ID)
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("%d workloads are attached (%s): detach them first",
+		len(left), strings.Join(left[:min(3, len(left))], ", "))}
+}

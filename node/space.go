@@ -1,0 +1,309 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"nodenet/api"
+	"nodenet/dhcp"
+	"nodenet/ipam"
+	"nodenet/state"
+)
+
+// methodAsk is the RPC by which a node asks another for a part of a ring.
+const methodAsk = "ipam.ask"
+
+// methodTake is the RPC by which a leaving node makes sure that its heir
+// holds records before it lets go.
+const methodTake = "ipam.take"
+
+// asker asks over gossip's stream.
+type asker struct{ n *Node }
+
+// Ask implements ipam.Asker.
+func (a asker) Ask(ctx context.Context, to state.NodeID, q ipam.Ask) ([]state.Record, error) {
+	req, err := state.Encode(q)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	resp, err := a.n.gossip.Call(ctx, to, methodAsk, req)
+	if err != nil {
+		return nil, err
+	}
+	var recs []state.Record
+	if err := state.Decode(resp, &recs); err != nil {
+		return nil, fmt.Errorf("answer of %s: %w", to.Short(), err)
+	}
+	return recs, nil
+}
+
+// Take implements ipam.Heir.
+func (a asker) Take(ctx context.Context, to state.NodeID, recs []state.Record) error {
+	req, err := state.Encode(recs)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, err = a.n.gossip.Call(ctx, to, methodTake, req)
+	return err
+}
+
+func (n *Node) serveTake(_ context.Context, from state.NodeID, req []byte) ([]byte, error) {
+	var recs []state.Record
+	if err := state.Decode(req, &recs); err != nil {
+		return nil, fmt.Errorf("records to take over: %w", err)
+	}
+	var shared []state.Record
+	for _, r := range recs {
+		if r.ID.Class != state.Owner { // owner-scoped records travel as deltas
+			shared = append(shared, r)
+		}
+	}
+	if _, err := n.store.Merge(shared, true); err != nil {
+		return nil, err
+	}
+	n.log.Info("took records over", "from", from.Short(), "records", len(shared))
+	return nil, nil
+}
+
+func (n *Node) serveAsk(ctx context.Context, from state.NodeID, req []byte) ([]byte, error) {
+	var q ipam.Ask
+	if err := state.Decode(req, &q); err != nil {
+		return nil, fmt.Errorf("request for address space: %w", err)
+	}
+	q.To = from // whatever the request says
+	recs, err := ipam.ServeAsk(ctx, n.store, n.self, n.ringID(), q)
+	if err != nil {
+		return nil, err
+	}
+	n.log.Debug("asked for address space", "ring", q.Ring, "by", from.Short())
+	return state.Encode(recs)
+}
+
+// spec finds the ring that a name means.
+func (n *Node) spec(ring string) (ipam.Spec, bool) {
+	for _, s := range ringSpecs(n.cfg) {
+		if s.Ring == ring {
+			return s, true
+		}
+	}
+	return ipam.Spec{}, false
+}
+
+// writeWithSpace runs a write that may find this node's part of a ring used
+// up; it then asks the others for more and tries again.
+func (n *Node) writeWithSpace(ctx context.Context, fn func(*state.Snapshot) ([]state.Op, error)) (uint64, error) {
+	for try := 0; ; try++ {
+		rev, err := n.store.Write(ctx, fn)
+		var need *ipam.NeedSpaceError
+		if !errors.As(err, &need) || try == 3 {
+			return rev, apiError(err)
+		}
+		spec, ok := n.spec(need.Ring)
+		if !ok {
+			return rev, err
+		}
+		if err := ipam.Grow(ctx, n.store, n.self, n.ringID(), spec, need.Want, asker{n}); err != nil {
+			return 0, apiError(err)
+		}
+	}
+}
+
+// apiError gives ipam's errors the codes that callers of the API know.
+func apiError(err error) error {
+	var e *api.Error
+	switch {
+	case err == nil || errors.As(err, &e):
+		return err
+	case errors.Is(err, ipam.ErrExhausted):
+		return &api.Error{Message: err.Error(), Code: api.CodeExhausted}
+	case errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrNotOurs):
+		return &api.Error{Message: err.Error(), Code: api.CodeExists}
+	case errors.Is(err, ipam.ErrNoRing), errors.Is(err, ipam.ErrNeedSpace):
+		return &api.Error{Message: err.Error(), Code: api.CodeNotReady}
+	}
+	return err
+}
+
+// runSpace keeps what must be there before it is needed: the pinned and the
+// next block of each network, and addresses of services that name none.
+func (n *Node) runSpace(ctx context.Context) error {
+	select {
+	case <-n.declared:
+	case <-ctx.Done():
+		return nil
+	}
+	feed := n.store.Subscribe()
+	defer feed.Close()
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	wait := 200 * time.Millisecond
+	for {
+		select {
+		case <-feed.C():
+			feed.Take()
+		case <-tick.C:
+		case <-retry.C:
+		case <-ctx.Done():
+			return nil
+		}
+		if err := errors.Join(n.openBlocks(ctx), n.assignVIPs(ctx)); err != nil && ctx.Err() == nil {
+			n.log.Info("address space not ready, will try again", "in", wait, "err", err)
+			retry.Reset(wait)
+			wait = min(2*wait, 10*time.Second)
+		} else {
+			wait = 200 * time.Millisecond
+		}
+	}
+}
+
+// openBlocks opens each network's first block at once, the pinned one if
+// there is one, so that its route is everywhere before the first workload.
+func (n *Node) openBlocks(ctx context.Context) error {
+	var errs []error
+	for _, nw := range n.store.Snapshot().View().Networks {
+		if nw.Local() {
+			continue
+		}
+		// The cheap question first: this runs at every change.
+		if ops, err := n.blockOps(n.store.Snapshot(), nw.Network); err == nil && len(ops) == 0 {
+			continue
+		}
+		_, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+			return n.blockOps(sn, nw.Network)
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("open a block of network %s: %w", nw.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// blockOps opens the first block of a network, or the next one when little is left.
+func (n *Node) blockOps(sn *state.Snapshot, nw state.Network) ([]state.Op, error) {
+	if ops, err := n.alloc.First(sn, n.self, n.ringID(), nw); err != nil || len(ops) > 0 {
+		return ops, err
+	}
+	return n.alloc.Ahead(sn, n.self, n.ringID(), nw)
+}
+
+// assignVIPs allocates for services that have no address or node port yet.
+// The lowest living node that declares a service does it, so that nodes with
+// the same Nodefile do not compete.
+func (n *Node) assignVIPs(ctx context.Context) error {
+	sn := n.store.Snapshot()
+	v := sn.View()
+	var errs []error
+	for i := range v.Services {
+		s := &v.Services[i]
+		if !needsVIP(s) || n.assigner(sn, v, s) != n.self {
+			continue
+		}
+		if _, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+			return n.vipOps(sn, s.Service)
+		}); err != nil {
+			errs = append(errs, fmt.Errorf("service %s: %w", s.Key(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func needsVIP(s *state.ServiceView) bool {
+	if s.External != "" {
+		return false
+	}
+	if !s.VIP.IsValid() && !s.Service.VIP.IsValid() && !s.Headless {
+		return true
+	}
+	return s.NodePorts && slices.ContainsFunc(s.Ports, func(p state.ServicePort) bool { return p.NodePort == 0 })
+}
+
+func (n *Node) assigner(sn *state.Snapshot, v *state.View, s *state.ServiceView) state.NodeID {
+	var lowest state.NodeID
+	for _, nv := range v.Nodes {
+		if nv.State == state.Dead || nv.State == state.Unknown && !nv.Self {
+			continue
+		}
+		_, declares := state.Lookup[state.Service](sn, state.ID{Class: state.Owner, Kind: state.KindService, Owner: nv.ID, Key: s.Key()})
+		if (declares || s.Source != sourceNodefile) && (lowest == "" || nv.ID < lowest) {
+			lowest = nv.ID
+		}
+	}
+	return lowest
+}
+
+// vipOps returns the ops that give a service what it asked to have allocated.
+func (n *Node) vipOps(sn *state.Snapshot, s state.Service) ([]state.Op, error) {
+	old, _ := state.Lookup[state.VIP](sn, state.ID{Class: state.Cluster, Kind: state.KindVIP, Key: s.Key()})
+	var vip state.VIP
+	if old != nil {
+		vip.Addr = old.Addr
+	}
+	if s.External != "" {
+		return nil, nil
+	}
+	if !s.VIP.IsValid() && !s.Headless && !vip.Addr.IsValid() {
+		a, err := ipam.AllocateVIP(sn, n.self, n.ringID(), n.cfg.Services.Prefix, []netip.Addr{n.cfg.Services.DNS}, netip.Addr{})
+		if err != nil {
+			return nil, err
+		}
+		vip.Addr = a
+	}
+	if s.NodePorts {
+		vip.NodePorts = map[string]uint16{}
+		first, last := n.cfg.Services.NodePorts.First, n.cfg.Services.NodePorts.Last
+		for _, p := range s.Ports {
+			key := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
+			switch {
+			case p.NodePort != 0:
+			case old != nil && old.NodePorts[key] != 0:
+				vip.NodePorts[key] = old.NodePorts[key]
+			default:
+				np, err := ipam.AllocateNodePort(sn, n.self, n.ringID(), first, last, 0, portsOf(vip.NodePorts)...)
+				if err != nil {
+					return nil, err
+				}
+				vip.NodePorts[key] = np
+			}
+		}
+	}
+	if !vip.Addr.IsValid() && len(vip.NodePorts) == 0 {
+		return nil, nil
+	}
+	return []state.Op{state.Put(state.Cluster, state.KindVIP, s.Key(), vip)}, nil
+}
+
+func portsOf(m map[string]uint16) []uint16 {
+	out := make([]uint16, 0, len(m))
+	for _, p := range m {
+		out = append(out, p)
+	}
+	return out
+}
+
+// pickLease chooses an address for a DHCP client; it is the book's way to ipam.
+func (n *Node) pickLease(sn *state.Snapshot, network string, c dhcp.Client, held func(netip.Addr) bool) (dhcp.Pick, error) {
+	nw, ok := n.network(sn, network)
+	if !ok {
+		return dhcp.Pick{}, fmt.Errorf("network %s is not declared on this node", network)
+	}
+	g, ops, err := n.alloc.Allocate(sn, n.self, ipam.Request{
+		Network: *nw, RingID: n.ringID(), ID: "dhcp/" + c.MAC.String(), Name: c.Hostname, MAC: c.MAC.String(),
+		Want: c.Requested, Now: time.Now(), Held: held,
+	})
+	if err != nil && c.Requested.IsValid() && !errors.Is(err, ipam.ErrNeedSpace) {
+		// What a client asks for is a wish (RFC 2131 §4.3.1).
+		c.Requested = netip.Addr{}
+		return n.pickLease(sn, network, c, held)
+	}
+	return dhcp.Pick{Addr: g.Addr, Prefix: g.Prefix, Router: g.Gateway, Ops: ops}, err
+}

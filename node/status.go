@@ -1,0 +1,243 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"nodenet/api"
+	"nodenet/ipam"
+	"nodenet/overlay"
+	"nodenet/state"
+)
+
+func unix0(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+// status answers the operator's questions in one go.
+func (n *Node) status(context.Context) (*api.Status, error) {
+	sn := n.store.Snapshot()
+	v := sn.View()
+	g := n.gossip.Status()
+	s := &api.Status{
+		Version: n.opts.Version, Node: n.cfg.Node.Name, NodeID: string(n.self), Zone: n.cfg.Node.Zone,
+		Advertise: n.localNow().Advertise, Started: n.started.Unix(),
+		Cluster: g.Cluster, ClusterID: g.ClusterID, Revision: v.Rev,
+		Services: n.services(v),
+	}
+	s.Synced, s.Stale = g.Synced, !g.Heard && g.Known > 0
+	s.Peers = n.peers(v)
+	for i := range v.Networks {
+		s.Networks = append(s.Networks, n.networkStatus(sn, v, &v.Networks[i]))
+	}
+	s.Subsystems = n.subsystems(v)
+	for _, c := range v.Conflicts {
+		s.Conflicts = append(s.Conflicts, fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser))
+	}
+	return s, nil
+}
+
+func (n *Node) peers(v *state.View) []api.Peer {
+	type seen struct {
+		rtt  time.Duration
+		sync time.Time
+	}
+	gossiped := map[state.NodeID]seen{}
+	for _, p := range n.gossip.Peers() {
+		gossiped[p.ID] = seen{p.RTT, p.LastSync}
+	}
+	var out []api.Peer
+	for _, nv := range v.Nodes {
+		if nv.Self {
+			continue
+		}
+		g := gossiped[nv.ID]
+		p := api.Peer{
+			Name: nv.Name, ID: string(nv.ID), State: nv.State.String(), Since: unix0(nv.Since), Address: nv.Advertise,
+			RTTMicro: g.rtt.Microseconds(), LastSync: -1, Version: nv.Version,
+		}
+		if !g.sync.IsZero() {
+			p.LastSync = time.Since(g.sync).Milliseconds()
+		}
+		via, mtu := n.overlay.PeerVia(nv.ID)
+		p.Via, p.MTU = strings.Join(via, ","), mtu
+		out = append(out, p)
+	}
+	return out
+}
+
+func (n *Node) networkStatus(sn *state.Snapshot, v *state.View, nw *state.NetworkView) api.NetworkStatus {
+	use, err := ipam.GroupUse(sn, n.self, n.ringID(), nw.Network, time.Now())
+	if err != nil {
+		n.log.Debug("address use not known", "network", nw.Name, "err", err)
+	}
+	out := api.NetworkStatus{
+		Name: nw.Name, Prefix: nw.Prefix, Blocks: nw.Own, Used: int(use.Used), Total: int(use.Total), Owned: use.Owned,
+		Overlay: nw.Overlay, VNI: nw.VNI, MTU: n.overlay.MTU(nw.Name), Bridge: overlay.BridgeName(nw.Network), DHCP: nw.DHCP,
+	}
+	for _, e := range v.Endpoints {
+		if e.Lease && e.Network == nw.Name {
+			out.Leases++
+		}
+	}
+	return out
+}
+
+func (n *Node) subsystems(v *state.View) []api.SubsystemStatus {
+	d, l, o, h, g := n.dns.Status(), n.lb.Status(), n.overlay.Status(), n.dhcp.Status(), n.gossip.Status()
+	return []api.SubsystemStatus{
+		{Name: "dns", OK: d.OK, Desired: v.Rev, Applied: d.Applied, Detail: d.Detail, Error: d.Error, Fix: d.Fix},
+		{Name: "lb", OK: l.OK, Desired: v.Rev, Applied: l.Applied, Detail: l.Detail, Error: l.Error, Fix: l.Fix},
+		{Name: "overlay", OK: o.OK, Desired: v.Rev, Applied: o.Applied, Detail: o.Detail, Error: o.Error, Fix: o.Fix},
+		{Name: "dhcp", OK: h.OK, Desired: v.Rev, Applied: h.Applied, Detail: cmp.Or(n.leaseSummary(v), h.Detail), Error: h.Error, Fix: h.Fix},
+		{Name: "gossip", OK: g.OK, Desired: v.Rev, Applied: v.Rev, Detail: g.Detail, Error: g.Error, Fix: g.Fix},
+	}
+}
+
+// leaseSummary says how many leases each DHCP network has.
+func (n *Node) leaseSummary(v *state.View) string {
+	sn := n.store.Snapshot()
+	var parts []string
+	for i := range v.Networks {
+		if nw := &v.Networks[i]; nw.DHCP {
+			s := n.networkStatus(sn, v, nw)
+			free := 100
+			if s.Total > 0 {
+				free = (s.Total - s.Used) * 100 / s.Total
+			}
+			parts = append(parts, fmt.Sprintf("%s: %d leases, %d %% free", nw.Name, s.Leases, free))
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+func (n *Node) services(v *state.View) []api.Service {
+	out := []api.Service{}
+	names := map[string]string{}
+	for i := range v.Endpoints {
+		names[v.Endpoints[i].ID] = cmp.Or(v.Endpoints[i].Name, v.Endpoints[i].ID)
+	}
+	for i := range v.Services {
+		s := &v.Services[i]
+		a := api.Service{
+			Name: s.Name, Namespace: s.Namespace, VIP: s.VIP, Headless: s.Headless, External: s.External,
+			Select: s.Selector, Source: s.Source, Ready: s.Ready(), Total: len(s.Backends), Backends: []api.ServiceBackend{},
+		}
+		for _, p := range s.Ports {
+			a.Ports = append(a.Ports, api.ServicePort{
+				Name: p.Name, Protocol: p.Protocol, Port: p.Port, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,
+			})
+		}
+		for _, b := range s.Backends {
+			ab := api.ServiceBackend{Addr: b.Addr, Ports: b.Targets, Name: names[b.Endpoint], Ready: b.Ready, Why: b.Why}
+			if b.Node != "" {
+				ab.Node = nodeName(v, b.Node)
+			}
+			a.Backends = append(a.Backends, ab)
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func (n *Node) endpointList(context.Context) ([]api.Endpoint, error) {
+	v := n.store.Snapshot().View()
+	out := []api.Endpoint{}
+	for _, e := range v.Endpoints {
+		a := api.Endpoint{
+			ID: e.ID, Node: nodeName(v, e.Owner), Network: e.Network, Namespace: e.Namespace, Name: e.Name, Addrs: e.Addrs,
+			MAC: e.MAC, Kind: e.Kind, Ready: e.Ready, Serving: e.Serving, Labels: e.Labels, HostIf: e.HostIf, Created: e.Created,
+		}
+		for _, p := range e.Ports {
+			text := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
+			if p.Name != "" {
+				text = p.Name + "=" + text
+			}
+			a.Ports = append(a.Ports, text)
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func (n *Node) routeList(context.Context) ([]api.Route, error) {
+	v := n.store.Snapshot().View()
+	out := []api.Route{}
+	for _, r := range n.overlay.Routes() {
+		a := api.Route{
+			Network: r.Network, Prefix: r.Prefix, Via: r.Via, NextHop: r.NextHop, Device: r.Device, MAC: r.MAC,
+			Reason: r.Reason, InKernel: r.InKernel,
+		}
+		id := r.Node
+		if id == "" {
+			id = n.self
+		}
+		if nv := v.NodeByID(id); nv != nil {
+			a.Node, a.State = nv.Name, nv.State.String()
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func (n *Node) leaseList(context.Context) ([]api.Lease, error) {
+	sn := n.store.Snapshot()
+	out := []api.Lease{}
+	for _, l := range state.All[state.LeaseValue](sn) {
+		if l.Declined {
+			continue
+		}
+		out = append(out, api.Lease{
+			Network: l.Network, Addr: l.Addr, MAC: l.MAC, ClientID: hex.EncodeToString(l.ClientID), Hostname: l.Hostname,
+			Server: nodeName(sn.View(), l.Server), Granted: l.Granted, Expires: l.Expires,
+		})
+	}
+	return out, nil
+}
+
+func (n *Node) networkList(context.Context) ([]api.NetworkInfo, error) {
+	out := []api.NetworkInfo{}
+	for _, nw := range n.store.Snapshot().View().Networks {
+		out = append(out, api.NetworkInfo{Name: nw.Name, Prefix: nw.Prefix, Overlay: nw.Overlay, Bridge: overlay.BridgeName(nw.Network)})
+	}
+	return out, nil
+}
+
+func (n *Node) publishList(context.Context) ([]api.Publish, error) {
+	out := []api.Publish{}
+	for _, p := range n.store.Snapshot().View().Publishes {
+		out = append(out, publishOf(p))
+	}
+	return out, nil
+}
+
+func (n *Node) token(ctx context.Context, q api.TokenRequest) (*api.Token, error) {
+	if err := n.waitDeclared(ctx); err != nil {
+		return nil, err
+	}
+	ttl := time.Duration(q.TTLSeconds) * time.Second
+	if ttl == 0 {
+		ttl = time.Hour
+	}
+	if ttl < 0 || ttl > 30*24*time.Hour {
+		return nil, invalid("token lifetime %s: want up to 30 days", ttl)
+	}
+	t, expires, err := n.gossip.IssueToken(ttl)
+	if err != nil {
+		return nil, err
+	}
+	return &api.Token{Token: t, Expires: expires.Unix()}, nil
+}
+
+// clientFor is the address that a question through the API comes from.
+func (n *Node) clientFor(from netip.Addr) netip.AddrPort {
+	return netip.AddrPortFrom(addrOr(from, n.localNow().Advertise), 0)
+}
