@@ -95,17 +95,13 @@ func (n *Node) attach(ctx context.Context, r api.AttachRequest) (*api.Attachment
 	}
 	defer n.attaching.end(r.ID)
 
-	ep, grant, rev, err := n.reserve(ctx, r)
+	ep, grant, err := n.reserve(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	spec := n.attachSpec(ep)
 	var res overlay.AttachResult
 	if r.Mode == modeBridge || r.Mode == modeDHCP || r.Mode == modeNone {
-		if r.Mode != modeNone {
-			n.awaitOverlay(ctx, rev)
-			spec.MTU = n.overlay.MTU(ep.Network)
-		}
 		if res, err = n.overlay.Attach(ctx, spec); err != nil {
 			n.release(context.WithoutCancel(ctx), ep)
 			return nil, fmt.Errorf("attach %s: %w", r.ID, err)
@@ -113,7 +109,7 @@ func (n *Node) attach(ctx context.Context, r api.AttachRequest) (*api.Attachment
 	}
 	ep.MAC, ep.HostIf = res.MAC, res.HostIf
 	ep.Ready = r.Mode != modeDHCP
-	rev, err = n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
 		ops := []state.Op{state.Put(state.Owner, state.KindEndpoint, ep.ID, ep)}
 		for _, p := range r.Publish {
 			pub := state.Publish{
@@ -201,7 +197,7 @@ func isLabel(s string) bool {
 }
 
 // reserve records the endpoint, not ready yet, with its address.
-func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint, ipam.Grant, uint64, error) {
+func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint, ipam.Grant, error) {
 	ep := state.Endpoint{
 		ID: r.ID, Network: r.Network, Namespace: r.Namespace, Name: r.Name, Aliases: r.Aliases, Labels: r.Labels,
 		Kind: r.Kind, Mode: r.Mode, Netns: r.Netns, IfName: r.IfName, MAC: r.MAC, Created: time.Now().Unix(),
@@ -215,11 +211,11 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 	}
 	if r.Define != nil {
 		if err := n.define(ctx, r.Network, r.Define); err != nil {
-			return ep, ipam.Grant{}, 0, err
+			return ep, ipam.Grant{}, err
 		}
 	}
 	var grant ipam.Grant
-	rev, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+	_, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
 		if _, ok := state.Lookup[state.Endpoint](sn, n.endpointID(r.ID)); ok {
 			return nil, &api.Error{Message: fmt.Sprintf("endpoint %s is attached already: detach it first", r.ID), Code: api.CodeExists}
 		}
@@ -265,7 +261,7 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 		}
 		return append(ops, state.Put(state.Owner, state.KindEndpoint, ep.ID, ep)), nil
 	})
-	return ep, grant, rev, err
+	return ep, grant, err
 }
 
 func (n *Node) unknownNetwork(sn *state.Snapshot, name string) error {
@@ -333,21 +329,6 @@ func (n *Node) attachSpec(ep state.Endpoint) overlay.AttachSpec {
 		s.Bridge = overlay.BridgeName(*nw)
 	}
 	return s
-}
-
-// awaitOverlay waits for the bridge of a block that was just opened.
-func (n *Node) awaitOverlay(ctx context.Context, rev uint64) {
-	ctx, cancel := context.WithTimeout(ctx, settleWait)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for n.overlay.Status().Applied < rev {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // release takes an endpoint's record, address and published ports back.

@@ -39,10 +39,39 @@ func (n *Node) status(context.Context) (*api.Status, error) {
 		s.Networks = append(s.Networks, n.networkStatus(sn, v, &v.Networks[i]))
 	}
 	s.Subsystems = n.subsystems(v)
-	for _, c := range v.Conflicts {
+	for _, c := range append(n.ringConflicts(sn, v), v.Conflicts...) {
 		s.Conflicts = append(s.Conflicts, fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser))
 	}
 	return s, nil
+}
+
+// ringConflicts finds ranges that several nodes claim, and rings of another
+// cluster: neither can happen while everybody keeps to the rules.
+func (n *Node) ringConflicts(sn *state.Snapshot, v *state.View) []state.Conflict {
+	var out []state.Conflict
+	for _, spec := range ringSpecs(n.cfg) {
+		ring := ipam.Resolve(sn, spec.Ring, n.ringID())
+		if ring == nil {
+			continue
+		}
+		for _, p := range ring.Contested() {
+			var losers []string
+			for _, id := range p.Contested {
+				losers = append(losers, nodeName(v, id))
+			}
+			out = append(out, state.Conflict{
+				What: fmt.Sprintf("range %s-%s of %s", p.From, p.To, spec.Ring), Winner: nodeName(v, p.Owner), Loser: strings.Join(losers, ", "),
+				Detail: "claimed by more than one node: detach the loser's workloads in it",
+			})
+		}
+		for _, id := range ring.Foreign {
+			out = append(out, state.Conflict{
+				What: "ring " + spec.Ring, Winner: n.ringID(), Loser: id,
+				Detail: "a node brought a ring of its own: it must join with an empty state directory",
+			})
+		}
+	}
+	return out
 }
 
 func (n *Node) peers(v *state.View) []api.Peer {

@@ -108,7 +108,7 @@ const (
 	KindName        Kind = "name"        // Owner or Cluster; "<name> <type>"; Name
 	KindReservation Kind = "reservation" // Owner or Cluster; "<network>/<addr>"; Reservation
 	KindLease       Kind = "lease"       // Lease; "<network>/<addr>"; LeaseValue
-	KindRing        Kind = "ring"        // Ring; "<ring>/<prefix>"; Range
+	KindRing        Kind = "ring"        // Ring; "<ring>/<prefix>/<ring ID>/<owner>"; Range
 )
 
 // ID identifies a record. Owner is empty unless Class is Owner.

@@ -212,7 +212,8 @@ type LeaseValue struct {
 }
 
 // Range says who owns a part of a ring. The record's key is
-// "<ring>/<prefix>". Where ranges overlap, the one with the higher generation
+// "<ring>/<prefix>/<ring ID>/<owner>", so that a second claim never overwrites
+// the first. Where ranges overlap, the one with the higher generation
 // owns the addresses that both cover: a donation is one record, written by
 // the giver, with a generation above all that it overlaps.
 type Range struct {
