@@ -78,7 +78,8 @@ type Node struct {
 	mu    sync.Mutex
 	local overlay.Local // what the host's own interfaces say
 
-	attaching inflight // endpoint IDs being attached or detached
+	applied   func() uint64 // the revision that workloads can rely on; see settle
+	attaching inflight      // endpoint IDs being attached or detached
 	checked   healthTable
 	declared  chan struct{} // closed once our own records are written
 	leave     chan struct{} // closed when the node has left the cluster
@@ -109,6 +110,7 @@ func open(o Options) (n *Node, err error) {
 		opts: o, log: o.Logger, cfg: cfg, dir: cfg.Node.StateDir, started: time.Now(), bootID: randomID(),
 		declared: make(chan struct{}), leave: make(chan struct{}),
 	}
+	n.applied = n.appliedByAll
 	defer func() {
 		if err != nil {
 			n.shut()
@@ -195,6 +197,7 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		return err
 	}
 	n.book = dhcp.NewBook(n.store, n.pickLease)
+	n.book.Free = n.freePart
 	if n.dhcp, err = dhcp.New(dhcp.Options{Leases: n.book, Logger: n.log.With("part", "dhcp"), Registry: reg}); err != nil {
 		return err
 	}

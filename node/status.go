@@ -126,26 +126,23 @@ func (n *Node) subsystems(v *state.View) []api.SubsystemStatus {
 		{Name: "dns", OK: d.OK, Desired: v.Rev, Applied: d.Applied, Detail: d.Detail, Error: d.Error, Fix: d.Fix},
 		{Name: "lb", OK: l.OK, Desired: v.Rev, Applied: l.Applied, Detail: l.Detail, Error: l.Error, Fix: l.Fix},
 		{Name: "overlay", OK: o.OK, Desired: v.Rev, Applied: o.Applied, Detail: o.Detail, Error: o.Error, Fix: o.Fix},
-		{Name: "dhcp", OK: h.OK, Desired: v.Rev, Applied: h.Applied, Detail: cmp.Or(n.leaseSummary(v), h.Detail), Error: h.Error, Fix: h.Fix},
+		{Name: "dhcp", OK: h.OK, Desired: v.Rev, Applied: h.Applied, Detail: h.Detail, Error: h.Error, Fix: h.Fix},
 		{Name: "gossip", OK: g.OK, Desired: v.Rev, Applied: v.Rev, Detail: g.Detail, Error: g.Error, Fix: g.Fix},
 	}
 }
 
-// leaseSummary says how many leases each DHCP network has.
-func (n *Node) leaseSummary(v *state.View) string {
+// freePart is how much of the opened blocks of a network is left, 0 to 1.
+func (n *Node) freePart(network string) float64 {
 	sn := n.store.Snapshot()
-	var parts []string
-	for i := range v.Networks {
-		if nw := &v.Networks[i]; nw.DHCP {
-			s := n.networkStatus(sn, v, nw)
-			free := 100
-			if s.Total > 0 {
-				free = (s.Total - s.Used) * 100 / s.Total
-			}
-			parts = append(parts, fmt.Sprintf("%s: %d leases, %d %% free", nw.Name, s.Leases, free))
-		}
+	nw, ok := n.network(sn, network)
+	if !ok {
+		return 0
 	}
-	return strings.Join(parts, "; ")
+	use, err := ipam.GroupUse(sn, n.self, n.ringID(), *nw, time.Now())
+	if err != nil || use.Total == 0 {
+		return 0
+	}
+	return 1 - float64(use.Used)/float64(use.Total)
 }
 
 func (n *Node) services(v *state.View) []api.Service {

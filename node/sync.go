@@ -154,7 +154,12 @@ func (n *Node) scopes(v *state.View) dhcp.Scopes {
 		if lease == 0 {
 			lease = dhcp.DefaultLeaseTime
 		}
+		var links []dhcp.Link
+		for i, p := range nw.Own[1:] {
+			links = append(links, dhcp.Link{Prefix: p, Router: gws[i+1]})
+		}
 		s.List = append(s.List, dhcp.Scope{
+			Links:   links,
 			Network: nw.Name, Device: overlay.BridgeName(nw.Network), ServerID: gws[0], Routers: gws[:1],
 			DNS: []netip.Addr{n.cfg.Services.DNS}, Prefix: nw.Own[0], Domain: search[0], Search: search,
 			MTU: n.overlay.MTU(nw.Name), LeaseTime: lease, Namespace: ns,
@@ -172,7 +177,7 @@ func (n *Node) settle(ctx context.Context, rev uint64) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if n.overlay.Status().Applied >= rev && n.lb.Status().Applied >= rev && n.dns.Status().Applied >= rev {
+		if n.applied() >= rev {
 			return
 		}
 		select {
@@ -184,6 +189,11 @@ func (n *Node) settle(ctx context.Context, rev uint64) {
 }
 
 const settleWait = 2 * time.Second
+
+// appliedByAll is the revision that overlay, balancer and DNS all hold.
+func (n *Node) appliedByAll() uint64 {
+	return min(n.overlay.Status().Applied, n.lb.Status().Applied, n.dns.Status().Applied)
+}
 
 // ready reports whether the node serves: its own records are written and the
 // kernel holds what they ask for.
