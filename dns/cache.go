@@ -1,0 +1,308 @@
+package dns
+
+import (
+	"container/list"
+	"context"
+	"hash/maphash"
+	"sync"
+	"time"
+
+	wire "github.com/miekg/dns"
+
+	"nodenet/config"
+)
+
+// Defaults and bounds of the cache.
+const (
+	cacheEntries     = 9984
+	cacheBytes       = 32 << 20 // of packed answers, each of success and denial
+	cacheMaxTTL      = time.Hour
+	cacheMaxNegative = 30 * time.Minute
+	cacheServfail    = time.Second // RFC 9520 section 3.2: at least one
+	cacheShards      = 16
+)
+
+// cache keeps what others answered. What the node knows by itself is never
+// cached: it is faster than the cache and must not be stale.
+type cache struct {
+	zones    zones
+	success  *store // nil: disabled
+	denial   *store
+	noGood   zones // zones whose positive answers are not kept
+	noBad    zones
+	servfail time.Duration
+	now      func() time.Time
+
+	block   *block
+	metrics *metrics
+}
+
+func parseCache(p *parser, d config.Directive) plugin {
+	success := storeOptions{entries: cacheEntries, max: cacheMaxTTL}
+	denial := storeOptions{entries: cacheEntries, max: cacheMaxNegative}
+	c := &cache{servfail: cacheServfail, now: time.Now}
+	args := d.Args
+	if len(args) > 0 && args[0] != "" && args[0][0] >= '0' && args[0][0] <= '9' && !isPrefix(args[0]) {
+		if ttl, ok := p.duration(d, "TTL", args[0], time.Second); ok {
+			success.max, denial.max = ttl, ttl
+		}
+		args = args[1:]
+	}
+	c.zones = p.zoneArgs(d, args)
+	for _, o := range d.Block {
+		switch o.Name {
+		case "success":
+			success.parse(p, o)
+		case "denial":
+			denial.parse(p, o)
+		case "servfail":
+			if p.args(o, 1, 1, "servfail DURATION") {
+				c.servfail, _ = p.duration(o, "time", o.Args[0], 0)
+				if c.servfail > 5*time.Minute {
+					p.errorf(o.Pos, "cache: servfail %s is more than 5m (RFC 9520)", o.Args[0])
+				}
+			}
+		case "disable":
+			if !p.args(o, 1, -1, "disable success|denial [ZONE...]") {
+				continue
+			}
+			switch zs := p.zoneArgs(o, o.Args[1:]); o.Args[0] {
+			case "success":
+				c.noGood = append(c.noGood, zs...)
+			case "denial":
+				c.noBad = append(c.noBad, zs...)
+			default:
+				p.errorf(o.Pos, "cache: disable %q is not known, write success or denial", o.Args[0])
+			}
+		case "prefetch", "serve_stale", "keepttl":
+			p.errorf(o.Pos, "cache: %s is not supported, remove it", o.Name)
+		default:
+			p.unknown(d, o, "success", "denial", "servfail", "disable")
+		}
+	}
+	c.success, c.denial = newStore(success), newStore(denial)
+	return c
+}
+
+// storeOptions are CAPACITY [TTL] [MINTTL] of success or denial.
+type storeOptions struct {
+	entries  int
+	max, min time.Duration
+}
+
+func (s *storeOptions) parse(p *parser, o config.Directive) {
+	if !p.args(o, 1, 3, o.Name+" CAPACITY [TTL] [MINTTL]") {
+		return
+	}
+	s.entries, _ = p.number(o, "capacity", o.Args[0], 1, 1<<24)
+	if len(o.Args) > 1 {
+		s.max, _ = p.duration(o, "TTL", o.Args[1], time.Second)
+	}
+	if len(o.Args) > 2 {
+		s.min, _ = p.duration(o, "minimal TTL", o.Args[2], 0)
+	}
+}
+
+func (c *cache) attach(s *Server, b *block) { c.block, c.metrics = b, s.metrics }
+
+func (c *cache) serve(ctx context.Context, q *query, next handler) (*wire.Msg, error) {
+	if c.zones.match(q.name) == "" || c.block.holds(q.name) {
+		return next(ctx, q)
+	}
+	k := cacheKey{name: q.name, qtype: q.qtype, class: q.class, do: q.do, cd: q.msg.CheckingDisabled}
+	now := c.now()
+	for _, s := range []*store{c.success, c.denial} {
+		if e := s.get(k, now); e != nil {
+			q.cached, q.source = true, "cache"
+			c.metrics.hits.Add(1)
+			return e.reply(now), nil
+		}
+	}
+	r, err := next(ctx, q)
+	if q.local || ctx.Err() != nil {
+		return r, err
+	}
+	c.metrics.misses.Add(1)
+	switch {
+	case err != nil:
+		c.keep(k, refusal(wire.RcodeServerFailure), now)
+	case r != nil:
+		c.keep(k, r, now)
+	}
+	return r, err
+}
+
+// keep stores an answer if it may be kept.
+func (c *cache) keep(k cacheKey, r *wire.Msg, now time.Time) {
+	if r.Truncated {
+		return
+	}
+	switch kind, ttl := classify(r); kind {
+	case good:
+		if c.noGood.match(k.name) == "" {
+			c.success.put(k, r, ttl, now)
+		}
+	case negative:
+		if c.noBad.match(k.name) == "" {
+			c.denial.put(k, r, ttl, now)
+		}
+	case failure:
+		if c.servfail > 0 && c.noBad.match(k.name) == "" {
+			c.denial.putFor(k, r, c.servfail, now)
+		}
+	}
+}
+
+// kinds of answers, as far as keeping them goes.
+type answerKind uint8
+
+const (
+	unfit answerKind = iota
+	good
+	negative
+	failure
+)
+
+// classify tells what an answer is and for how long its records are good.
+func classify(r *wire.Msg) (answerKind, time.Duration) {
+	switch r.Rcode {
+	case wire.RcodeServerFailure:
+		return failure, 0
+	case wire.RcodeSuccess, wire.RcodeNameError:
+	default:
+		return unfit, 0
+	}
+	ttl, found := uint32(1<<31-1), false
+	for _, section := range [][]wire.RR{r.Answer, r.Ns, r.Extra} {
+		for _, rr := range section {
+			if rr.Header().Rrtype != wire.TypeOPT {
+				ttl, found = min(ttl, rr.Header().Ttl), true
+			}
+		}
+	}
+	var soa *wire.SOA
+	for _, rr := range r.Ns {
+		if s, ok := rr.(*wire.SOA); ok {
+			soa = s
+		}
+	}
+	switch {
+	case r.Rcode == wire.RcodeSuccess && len(r.Answer) > 0 && soa == nil:
+		return good, time.Duration(ttl) * time.Second
+	case soa != nil: // RFC 2308 section 5: the lesser of TTL and MINIMUM
+		return negative, time.Duration(min(ttl, soa.Minttl)) * time.Second
+	case !found || len(r.Answer) == 0:
+		return unfit, 0 // a denial without SOA must not be kept
+	}
+	return unfit, 0
+}
+
+// cacheKey is all of a question that its answer depends on.
+type cacheKey struct {
+	name         string
+	qtype, class uint16
+	do, cd       bool
+}
+
+// entry is one answer. The message is never changed.
+type entry struct {
+	key     cacheKey
+	msg     *wire.Msg
+	stored  time.Time
+	expires time.Time
+	size    int
+}
+
+// reply copies the answer with TTLs as they are now.
+func (e *entry) reply(now time.Time) *wire.Msg {
+	age := uint32(now.Sub(e.stored) / time.Second)
+	left := uint32((e.expires.Sub(now) + time.Second - 1) / time.Second)
+	m := &wire.Msg{MsgHdr: e.msg.MsgHdr}
+	aged := func(rrs []wire.RR) []wire.RR {
+		out := make([]wire.RR, len(rrs))
+		for i, rr := range rrs {
+			out[i] = wire.Copy(rr)
+			h := out[i].Header()
+			h.Ttl = min(h.Ttl-min(age, h.Ttl), left)
+		}
+		return out
+	}
+	m.Answer, m.Ns, m.Extra = aged(e.msg.Answer), aged(e.msg.Ns), aged(e.msg.Extra)
+	return m
+}
+
+// store is a bounded map that evicts what was not used for longest. It is
+// split into shards, each with a lock of its own.
+type store struct {
+	opt    storeOptions
+	seed   maphash.Seed
+	shards [cacheShards]shard
+}
+
+type shard struct {
+	mu      sync.Mutex
+	entries map[cacheKey]*list.Element // of *entry
+	recent  *list.List                 // most recent first
+	bytes   int
+}
+
+func newStore(o storeOptions) *store {
+	s := &store{opt: o, seed: maphash.MakeSeed()}
+	for i := range s.shards {
+		s.shards[i] = shard{entries: make(map[cacheKey]*list.Element), recent: list.New()}
+	}
+	return s
+}
+
+func (s *store) shard(k cacheKey) *shard {
+	return &s.shards[maphash.Comparable(s.seed, k)%cacheShards]
+}
+
+func (s *store) get(k cacheKey, now time.Time) *entry {
+	sh := s.shard(k)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	el := sh.entries[k]
+	if el == nil {
+		return nil
+	}
+	e := el.Value.(*entry)
+	if !now.Before(e.expires) {
+		sh.remove(el)
+		return nil
+	}
+	sh.recent.MoveToFront(el)
+	return e
+}
+
+func (s *store) put(k cacheKey, r *wire.Msg, ttl time.Duration, now time.Time) {
+	s.putFor(k, r, min(max(ttl, s.opt.min), s.opt.max), now)
+}
+
+func (s *store) putFor(k cacheKey, r *wire.Msg, ttl time.Duration, now time.Time) {
+	if ttl <= 0 {
+		return
+	}
+	e := &entry{key: k, stored: now, expires: now.Add(ttl), size: r.Len() + len(k.name) + 200}
+	// The caller goes on to fill in the header of r; the records are shared.
+	e.msg = &wire.Msg{Answer: r.Answer, Ns: r.Ns, Extra: r.Extra}
+	e.msg.Rcode, e.msg.AuthenticatedData = r.Rcode, r.AuthenticatedData
+	sh := s.shard(k)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if old := sh.entries[k]; old != nil {
+		sh.remove(old)
+	}
+	sh.entries[k] = sh.recent.PushFront(e)
+	sh.bytes += e.size
+	most := max(1, s.opt.entries/cacheShards)
+	for sh.recent.Len() > most || sh.bytes > cacheBytes/cacheShards {
+		sh.remove(sh.recent.Back())
+	}
+}
+
+func (sh *shard) remove(el *list.Element) {
+	e := sh.recent.Remove(el).(*entry)
+	delete(sh.entries, e.key)
+	sh.bytes -= e.size
+}

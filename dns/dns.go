@@ -1,0 +1,221 @@
+// Package dns answers names: server blocks and directives as in a Corefile,
+// on miekg/dns.
+//
+//	UDP, TCP sockets, each bound to one address
+//	       │ message checks, EDNS              (serve.go)
+//	       ▼
+//	table of the socket: longest zone match ─► server block   (block.go)
+//	       │
+//	       ▼ chain of directives, fixed order  (directives.go)
+//	errors log any loadbalance cache hosts cluster loop forward
+//	                                      │
+//	                    Zone, immutable, derived from one state.View (zone.go)
+//
+// One control loop (control.go) owns everything that changes: it derives
+// zones, opens and closes sockets and swaps server blocks. Queries only read
+// atomic pointers and take no lock on the way to an answer from a Zone.
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	wire "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nodenet/config"
+	"nodenet/state"
+)
+
+// DefaultResolvConf is the file that names a host's own resolvers.
+const DefaultResolvConf = "/etc/resolv.conf"
+
+// Options configure a Server. Only Servers is required.
+type Options struct {
+	// Servers are the server blocks, as config.Parse returns them.
+	Servers []config.Server
+	// Logger receives transitions and, with `log`, queries. Nil: discarded.
+	Logger *slog.Logger
+	// Registry receives the metrics and is what the `prometheus` directive
+	// exposes. Nil: a registry of the server's own.
+	Registry *prometheus.Registry
+	// ResolvConf is read wherever a directive names /etc/resolv.conf.
+	// Empty: that very file. Other paths are used as they are written.
+	ResolvConf string
+	// Load reads the server blocks again, for `reload`. Nil: `reload` does
+	// nothing.
+	Load func() ([]config.Server, error)
+	// Ready reports whether the rest of the node is ready, for the `ready`
+	// directive. Nil: always.
+	Ready func() bool
+	// ListenPacket and Listen open sockets; network is "udp" or "tcp" and the
+	// address is never a wildcard unless `bind` says so. Nil: sockets with
+	// IP_FREEBIND, so that an address need not exist yet.
+	ListenPacket func(ctx context.Context, network, address string) (net.PacketConn, error)
+	Listen       func(ctx context.Context, network, address string) (net.Listener, error)
+}
+
+// Server serves DNS. It is safe for concurrent use.
+type Server struct {
+	opt      Options
+	log      *slog.Logger
+	metrics  *metrics
+	registry *prometheus.Registry
+
+	pending  atomic.Pointer[state.View]   // what Set was given
+	applied  atomic.Pointer[state.View]   // what the zones were derived from
+	addrs    atomic.Pointer[[]netip.Addr] // what SetAddrs was given
+	live     atomic.Pointer[live]         // what queries see
+	wake     chan struct{}                // capacity 1
+	tick     time.Duration                // of the control loop; tests shorten it
+	running  atomic.Bool
+	draining atomic.Bool // shutting down, in the lameduck period
+
+	// mu guards what Status shows beyond the atomic values.
+	mu        sync.Mutex
+	problems  map[string]problem // by what they concern, e.g. "listen 10.96.0.10:53"
+	listening []netip.AddrPort
+	rate      float64
+
+	// Below belongs to the control loop alone.
+	sockets    map[netip.AddrPort]*listener
+	httpd      map[string]*httpServer
+	backoff    map[string]retry
+	lastLoad   time.Time
+	sampled    time.Time
+	sampledN   uint64
+	background context.Context
+	closing    sync.WaitGroup // sockets that end
+	deriveAt   time.Time      // not before: see derive
+}
+
+// problem is an error that lasts, with what to do about it.
+type problem struct{ err, fix string }
+
+// live is the immutable set of server blocks with a table for each socket.
+type live struct {
+	blocks []*block
+	tables map[netip.AddrPort]*table
+	main   *table // of Query: every block on the main port
+}
+
+// New checks the server blocks as Validate does and returns a server that
+// does nothing until Run.
+func New(o Options) (*Server, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.ResolvConf == "" {
+		o.ResolvConf = DefaultResolvConf
+	}
+	freebind := freebindConfig()
+	if o.ListenPacket == nil {
+		o.ListenPacket = freebind.ListenPacket
+	}
+	if o.Listen == nil {
+		o.Listen = freebind.Listen
+	}
+	s := &Server{
+		opt:      o,
+		log:      o.Logger,
+		registry: o.Registry,
+		wake:     make(chan struct{}, 1),
+		tick:     defaultTick,
+		problems: make(map[string]problem),
+		sockets:  make(map[netip.AddrPort]*listener),
+		httpd:    make(map[string]*httpServer),
+		backoff:  make(map[string]retry),
+	}
+	if s.registry == nil {
+		s.registry = prometheus.NewRegistry()
+	}
+	blocks, _, err := parseServers(o.Servers)
+	if err != nil {
+		return nil, err
+	}
+	if s.metrics, err = newMetrics(s.registry); err != nil {
+		return nil, fmt.Errorf("register dns metrics: %w", err)
+	}
+	s.addrs.Store(&[]netip.Addr{})
+	for _, b := range blocks {
+		b.attach(s)
+	}
+	s.publish(blocks)
+	return s, nil
+}
+
+// Set gives the server new data. It never blocks; Run derives the zones.
+func (s *Server) Set(v *state.View) {
+	s.pending.Store(v)
+	s.poke()
+}
+
+// SetAddrs says which addresses the blocks without `bind` listen on. The
+// first of each family is the name server's own address in the cluster zone.
+// It never blocks; Run opens and closes what differs. An address need not
+// exist on the host yet.
+func (s *Server) SetAddrs(addrs []netip.Addr) {
+	var clean []netip.Addr
+	for _, a := range addrs {
+		a = a.Unmap()
+		if a.IsValid() && !slices.Contains(clean, a) {
+			clean = append(clean, a)
+		}
+	}
+	s.addrs.Store(&clean)
+	s.poke()
+}
+
+func (s *Server) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// ErrNotRunning is returned by Query when Run is not running.
+var ErrNotRunning = errors.New("dns server is not running")
+
+// Query answers a message as if it had come from the given client over UDP
+// or TCP to the main port: 53, or the lowest that a block serves.
+func (s *Server) Query(ctx context.Context, m *wire.Msg, from netip.AddrPort, tcp bool) (*wire.Msg, error) {
+	if !s.running.Load() {
+		return nil, ErrNotRunning
+	}
+	packed := s.answer(ctx, s.live.Load().main, m, from, tcp)
+	if packed == nil {
+		return nil, errors.New("answer query: the message is a response or could not be packed")
+	}
+	r := new(wire.Msg)
+	if err := r.Unpack(packed); err != nil {
+		return nil, fmt.Errorf("unpack own answer: %w", err)
+	}
+	return r, nil
+}
+
+// note sets or, with an empty message, clears a problem; it logs transitions.
+func (s *Server) note(what string, err error, fix string) {
+	s.mu.Lock()
+	old, had := s.problems[what]
+	if err == nil {
+		delete(s.problems, what)
+	} else {
+		s.problems[what] = problem{err: what + ": " + err.Error(), fix: fix}
+	}
+	now := s.problems[what]
+	s.mu.Unlock()
+	switch {
+	case err != nil && old.err != now.err:
+		s.log.Error("dns problem", "what", what, "err", err, "fix", fix)
+	case err == nil && had:
+		s.log.Info("dns problem gone", "what", what)
+	}
+}

@@ -1,0 +1,212 @@
+package dns
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	wire "github.com/miekg/dns"
+
+	"nodenet/config"
+)
+
+// DefaultHosts is the file that `hosts` reads without an argument.
+const DefaultHosts = "/etc/hosts"
+
+// hostsNegativeTTL is short, in seconds: files are edited.
+const hostsNegativeTTL = 30
+
+// hosts answers from a hosts file and from lines in the server block.
+type hosts struct {
+	file      string
+	zones     zones
+	inline    []string
+	ttl       uint32
+	noReverse bool
+	every     time.Duration // 0: read once
+	fall      fallthroughTo
+
+	log   *slog.Logger
+	table atomic.Pointer[hostsTable]
+	stamp fileStamp // of the file read last; the runner's, after attach
+}
+
+// hostsTable is the immutable content.
+type hostsTable struct {
+	addrs map[string][]netip.Addr // by lower-case FQDN
+	names map[string][]string     // by reverse name
+}
+
+func parseHosts(p *parser, d config.Directive) plugin {
+	h := &hosts{file: DefaultHosts, ttl: 3600, every: 5 * time.Second}
+	args := d.Args
+	if len(args) > 0 {
+		h.file, args = args[0], args[1:]
+	}
+	h.zones = p.zoneArgs(d, args)
+	for _, o := range d.Block {
+		if _, err := netip.ParseAddr(o.Name); err == nil {
+			if p.args(o, 1, -1, "ADDRESS NAME...") {
+				h.inline = append(h.inline, o.Name+" "+strings.Join(o.Args, " "))
+			}
+			continue
+		}
+		switch o.Name {
+		case "ttl":
+			if p.args(o, 1, 1, "ttl SECONDS") {
+				if n, ok := p.number(o, "value", o.Args[0], 1, 65535); ok {
+					h.ttl = uint32(n)
+				}
+			}
+		case "no_reverse":
+			h.noReverse = true
+		case "reload":
+			if p.args(o, 1, 1, "reload DURATION") {
+				h.every, _ = p.duration(o, "interval", o.Args[0], 0)
+			}
+		case "fallthrough":
+			h.fall = p.fallthroughTo(o)
+		default:
+			p.unknown(d, o, "ttl", "no_reverse", "reload", "fallthrough")
+		}
+	}
+	return h
+}
+
+func (h *hosts) attach(s *Server, _ *block) {
+	h.log = s.log
+	h.refresh()
+}
+
+func (h *hosts) run(ctx context.Context) {
+	if h.every <= 0 {
+		return
+	}
+	t := time.NewTicker(h.every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			h.refresh()
+		}
+	}
+}
+
+// refresh reads the file when it is another one than before. A file that
+// cannot be read counts as empty.
+func (h *hosts) refresh() {
+	stamp := stampOf(h.file)
+	if h.table.Load() != nil && stamp == h.stamp {
+		return
+	}
+	h.stamp = stamp
+	text, err := os.ReadFile(h.file)
+	if err != nil {
+		h.log.Warn("hosts file cannot be read, it counts as empty", "file", h.file, "err", err)
+	}
+	t := &hostsTable{addrs: make(map[string][]netip.Addr), names: make(map[string][]string)}
+	t.read(text, h.noReverse)
+	t.read([]byte(strings.Join(h.inline, "\n")), h.noReverse)
+	h.table.Store(t)
+}
+
+// read adds the lines of a hosts file (hosts(5)); what it does not
+// understand it skips, as libc does.
+func (t *hostsTable) read(text []byte, noReverse bool) {
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	for lines.Scan() {
+		line, _, _ := strings.Cut(lines.Text(), "#")
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		a, err := netip.ParseAddr(f[0])
+		if err != nil {
+			continue
+		}
+		a = a.Unmap().WithZone("")
+		for _, n := range f[1:] {
+			name := wire.CanonicalName(n)
+			if _, ok := wire.IsDomainName(name); !ok {
+				continue
+			}
+			if !slices.Contains(t.addrs[name], a) {
+				t.addrs[name] = append(t.addrs[name], a)
+			}
+			if rev := reverseName(a); !noReverse && !slices.Contains(t.names[rev], name) {
+				t.names[rev] = append(t.names[rev], name)
+			}
+		}
+	}
+}
+
+func (h *hosts) serve(ctx context.Context, q *query, next handler) (*wire.Msg, error) {
+	t := h.table.Load()
+	if q.class != wire.ClassINET {
+		return next(ctx, q)
+	}
+	if q.qtype == wire.TypePTR && len(t.names[q.name]) > 0 {
+		m := h.reply(q)
+		for _, n := range t.names[q.name] {
+			m.Answer = append(m.Answer, &wire.PTR{Hdr: wire.RR_Header{Name: q.name, Rrtype: wire.TypePTR, Class: wire.ClassINET, Ttl: h.ttl}, Ptr: n})
+		}
+		return m, nil
+	}
+	// Reverse names that are not in the file are somebody else's business.
+	zone := h.zones.match(q.name)
+	addrs := t.addrs[q.name]
+	if zone == "" || len(addrs) == 0 && (isReverse(q.name) || h.fall.passes(q.name)) {
+		return next(ctx, q)
+	}
+	m := h.reply(q)
+	if len(addrs) == 0 {
+		m.Rcode = wire.RcodeNameError
+		m.Ns = []wire.RR{soaOf(zone, hostsNegativeTTL, 1)}
+		return m, nil
+	}
+	for _, a := range addrs {
+		if rr := addressRR(q.name, a, h.ttl); rr.Header().Rrtype == q.qtype {
+			m.Answer = append(m.Answer, rr)
+		}
+	}
+	if len(m.Answer) == 0 {
+		// The name is like a zone of its own: nothing is known around it.
+		m.Ns = []wire.RR{soaOf(q.name, hostsNegativeTTL, 1)}
+	}
+	return m, nil
+}
+
+func (h *hosts) reply(q *query) *wire.Msg {
+	q.local, q.source = true, "hosts"
+	return &wire.Msg{MsgHdr: wire.MsgHdr{Authoritative: true}}
+}
+
+// holds implements holder.
+func (h *hosts) holds(name string) bool {
+	t := h.table.Load()
+	return len(t.names[name]) > 0 || len(t.addrs[name]) > 0 && h.zones.match(name) != ""
+}
+
+// fileStamp tells one content of a file from another.
+type fileStamp struct {
+	size  int64
+	mtime time.Time
+	ok    bool
+}
+
+func stampOf(file string) fileStamp {
+	i, err := os.Stat(file)
+	if err != nil {
+		return fileStamp{}
+	}
+	return fileStamp{size: i.Size(), mtime: i.ModTime(), ok: true}
+}

@@ -1,0 +1,86 @@
+package dns
+
+import (
+	"errors"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	wire "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics counts what the server does. The atomic counters are what Status
+// reads; the others exist for Prometheus only.
+type metrics struct {
+	queries, hits, misses, panics atomic.Uint64
+
+	requests  *prometheus.CounterVec   // by type, proto, rcode, source
+	duration  *prometheus.HistogramVec // by source
+	upstreams *prometheus.CounterVec   // by upstream, result
+	shed      prometheus.Counter
+	reloads   prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "nodenet_dns_queries_total", Help: "Queries answered, by type, transport, rcode and the directive that answered.",
+		}, []string{"type", "proto", "rcode", "source"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "nodenet_dns_query_seconds", Help: "Time to answer a query, by the directive that answered.",
+			Buckets: prometheus.ExponentialBuckets(0.00001, 4, 10),
+		}, []string{"source"}),
+		upstreams: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "nodenet_dns_forward_queries_total", Help: "Queries sent to upstreams, by upstream and rcode or error.",
+		}, []string{"upstream", "result"}),
+		shed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "nodenet_dns_forward_shed_total", Help: "Queries refused because too many were being forwarded.",
+		}),
+		reloads: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "nodenet_dns_reloads_total", Help: "Times that changed server blocks were taken over.",
+		}),
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{
+		m.requests, m.duration, m.upstreams, m.shed, m.reloads,
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "nodenet_dns_panics_total", Help: "Queries whose handling panicked.",
+		}, func() float64 { return float64(m.panics.Load()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "nodenet_dns_cache_hits_total", Help: "Queries answered by the cache.",
+		}, func() float64 { return float64(m.hits.Load()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "nodenet_dns_cache_misses_total", Help: "Queries that the cache had to pass on.",
+		}, func() float64 { return float64(m.misses.Load()) }),
+	} {
+		errs = append(errs, r.Register(c))
+	}
+	return m, errors.Join(errs...)
+}
+
+func (m *metrics) observe(q *query, reply *wire.Msg, took time.Duration) {
+	m.queries.Add(1)
+	proto, source := "udp", q.source
+	if q.tcp {
+		proto = "tcp"
+	}
+	if source == "" {
+		source = "server"
+	}
+	// Types that nobody named would make labels without end.
+	qtype := wire.TypeToString[q.qtype]
+	if qtype == "" {
+		qtype = "other"
+	}
+	m.requests.WithLabelValues(qtype, proto, wire.RcodeToString[reply.Rcode], source).Inc()
+	m.duration.WithLabelValues(source).Observe(took.Seconds())
+}
+
+func (m *metrics) forwarded(to netip.AddrPort, r *wire.Msg, err error) {
+	result := "error"
+	if err == nil {
+		result = wire.RcodeToString[r.Rcode]
+	}
+	m.upstreams.WithLabelValues(to.String(), result).Inc()
+}
