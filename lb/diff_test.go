@@ -1,0 +1,341 @@
+package lb
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"pgregory.net/rapid"
+
+	"nodenet/state"
+)
+
+// genTable draws a table from a small world, so that sequences of tables
+// share services, backends and networks.
+func genTable(t *rapid.T) Table {
+	v := &state.View{Rev: rapid.Uint64Range(1, 1<<40).Draw(t, "rev")}
+	backends := rapid.SliceOfNDistinct(rapid.IntRange(1, 12), 0, 6, rapid.ID)
+	for i := range rapid.IntRange(0, 5).Draw(t, "services") {
+		proto := rapid.SampledFrom([]string{"tcp", "udp"}).Draw(t, "proto")
+		np := rapid.SampledFrom([]uint16{0, 0, uint16(30000 + i)}).Draw(t, "nodeport")
+		s := svc(fmt.Sprintf("s%d", i), fmt.Sprintf("10.96.1.%d", i+1), proto, 80, np)
+		for _, b := range backends.Draw(t, "backends") {
+			s.Backends = append(s.Backends, state.BackendOf{Addr: netip.AddrFrom4([4]byte{10, 244, byte(b % 2), byte(b)}), Targets: []uint16{8080}, Ready: true})
+		}
+		v.Services = append(v.Services, s)
+	}
+	for i := range rapid.IntRange(0, 3).Draw(t, "publishes") {
+		host := rapid.SampledFrom([]string{"", "192.0.2.11"}).Draw(t, "host")
+		v.Publishes = append(v.Publishes, pub(host, "tcp", uint16(8000+i), fmt.Sprintf("10.244.0.%d:80", rapid.IntRange(2, 5).Draw(t, "target"))))
+	}
+	l := testLocal()
+	l.Bridges = l.Bridges[:rapid.IntRange(1, 3).Draw(t, "bridges")]
+	if rapid.Bool().Draw(t, "wide") {
+		l.ClusterPrefixes = append(l.ClusterPrefixes, pfx("10.245.0.0/16"))
+	}
+	if rapid.IntRange(0, 5).Draw(t, "resolver") == 0 {
+		l.Resolver = addr("10.96.0.11")
+	}
+	return Derive(v, l)
+}
+
+// fakeKernel keeps what is applied as text keys and refuses what nf_tables
+// refuses: deleting what is not there, adding what is.
+type fakeKernel struct {
+	mu     sync.Mutex
+	tables map[string]*Observed
+	gen    uint32
+	fail   error
+	calls  int // Apply
+}
+
+func (f *fakeKernel) with(do func()) { f.mu.Lock(); defer f.mu.Unlock(); do() }
+
+func (f *fakeKernel) applies() (n int) { f.with(func() { n = f.calls }); return n }
+
+func newFake() *fakeKernel { return &fakeKernel{tables: make(map[string]*Observed)} }
+
+func (f *fakeKernel) Close() error { return nil }
+func (f *fakeKernel) Generation() (uint32, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.gen, nil
+}
+
+func (f *fakeKernel) Describe(t TableSpec) Shape {
+	s := Shape{Sets: map[string]string{}, Chains: map[string]string{}}
+	for _, x := range t.Sets {
+		s.Sets[x.Name] = x.Decl
+	}
+	for _, c := range t.Chains {
+		s.Chains[c.Name] = fmt.Sprint(c.Type, c.Hook, c.Priority, c.Rules)
+	}
+	return s
+}
+
+func (f *fakeKernel) Observe(bool) ([]Observed, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []Observed
+	for _, fam := range []string{"inet", "bridge"} {
+		if o := f.tables[fam]; o != nil {
+			out = append(out, *o)
+		}
+	}
+	return out, nil
+}
+
+func (f *fakeKernel) Apply(o Ops) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	if f.fail != nil {
+		return f.fail
+	}
+	f.gen++
+	for _, t := range o.Replace {
+		obs := &Observed{Family: t.Family, Shape: f.Describe(t), Elems: map[string][]Elem{}}
+		for _, s := range t.Sets {
+			obs.Elems[s.Name] = slices.Clone(s.Elems)
+		}
+		f.tables[t.Family] = obs
+	}
+	for _, c := range o.Chains {
+		f.tables[c.Family].Shape.Chains[c.Chain.Name] = f.Describe(TableSpec{Chains: []Chain{c.Chain}}).Chains[c.Chain.Name]
+	}
+	for _, s := range o.Sets {
+		els := f.tables[s.Family].Elems[s.Set.Name]
+		if s.Flush {
+			els = nil
+		}
+		for _, e := range s.Del {
+			i := slices.Index(els, e)
+			if i < 0 {
+				return fmt.Errorf("no element %s in %s", s.Set.text(e), s.Set.Name)
+			}
+			els = slices.Delete(slices.Clone(els), i, i+1)
+		}
+		for _, e := range s.Add {
+			if slices.ContainsFunc(els, func(x Elem) bool { return x.Key == e.Key }) {
+				return fmt.Errorf("element %s is in %s", s.Set.text(e), s.Set.Name)
+			}
+			els = append(els, e)
+		}
+		slices.SortFunc(els, func(a, b Elem) int { return strings.Compare(a.Key, b.Key) })
+		f.tables[s.Family].Elems[s.Set.Name] = els
+	}
+	return nil
+}
+
+// TestDiffAgrees: whatever sequence of tables is applied, step by step or
+// after a restart, the kernel holds the ruleset of the last one, and applying
+// it again does nothing.
+func TestDiffAgrees(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		k := newFake()
+		var cur *Table
+		for range rapid.IntRange(1, 6).Draw(rt, "steps") {
+			if rapid.IntRange(0, 3).Draw(rt, "restart") == 0 {
+				cur = nil
+			}
+			tab := genTable(rt)
+			cur, _ = syncKernel(t, k, cur, tab)
+			wantKernel(t, k, cur)
+			if t.Failed() {
+				rt.FailNow()
+			}
+			for _, old := range []*Table{cur, nil} {
+				if _, ops := syncKernel(t, k, old, tab); !ops.Empty() {
+					rt.Fatalf("again:\n%s", ops)
+				}
+			}
+		}
+	})
+}
+
+// TestKernelSequences is the same against nf_tables.
+func TestKernelSequences(t *testing.T) {
+	s := newSpace(t)
+	k := s.kernel()
+	var cur *Table
+	n := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		if n++; n > 25 {
+			return // each one lists the kernel several times
+		}
+		for range 3 {
+			tab := genTable(rt)
+			cur, _ = syncKernel(t, k, cur, tab)
+			wantKernel(t, k, cur)
+			if _, ops := syncKernel(t, k, nil, tab); !ops.Empty() {
+				rt.Fatalf("after a restart:\n%s", ops)
+			}
+			if t.Failed() {
+				rt.FailNow()
+			}
+		}
+	})
+	s.nft("", "list", "ruleset")
+}
+
+func TestBackendChangeIsSmall(t *testing.T) {
+	view := func(backends ...string) Table {
+		return Derive(&state.View{Services: []state.ServiceView{svc("far", "10.96.0.24", "tcp", 80, 0, backends...)}}, testLocal())
+	}
+	old := arrange(view("10.244.1.1:80", "10.244.1.2:80", "10.244.1.4:80"), slots{})
+	tests := map[string]struct {
+		now  Table
+		want string
+	}{
+		"one more goes last": {view("10.244.1.1:80", "10.244.1.2:80", "10.244.1.3:80", "10.244.1.4:80"), `
+add chain inet nodenet lb-4
+add element inet nodenet bkt { 0:4 : goto lb-4 }
+add element inet nodenet eps { 10.96.0.24 . tcp . 80 . 3 : 10.244.1.3 . 80 }
+delete element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:3 }
+add element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:4 }
+`},
+		"one less: the last goes into the hole": {view("10.244.1.2:80", "10.244.1.4:80"), `
+add chain inet nodenet lb-2
+add element inet nodenet bkt { 0:2 : goto lb-2 }
+delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 0 : 10.244.1.1 . 80 }
+delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 2 : 10.244.1.4 . 80 }
+add element inet nodenet eps { 10.96.0.24 . tcp . 80 . 0 : 10.244.1.4 . 80 }
+delete element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:3 }
+add element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:2 }
+`},
+		"one for another": {view("10.244.1.1:80", "10.244.1.3:80", "10.244.1.4:80"), `
+delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 1 : 10.244.1.2 . 80 }
+add element inet nodenet eps { 10.96.0.24 . tcp . 80 . 1 : 10.244.1.3 . 80 }
+`},
+		"the same": {view("10.244.1.1:80", "10.244.1.2:80", "10.244.1.4:80"), "\n"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			next := arrange(tt.now, slotsOf(&old))
+			if diff := cmp.Diff(tt.want, "\n"+diffTables(&old, &next).String()); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestPlace(t *testing.T) {
+	backend := rapid.Map(rapid.IntRange(1, 9), func(n int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(n)}), 80)
+	})
+	list := rapid.SliceOfNDistinct(backend, 0, 9, rapid.ID)
+	rapid.Check(t, func(t *rapid.T) {
+		have, want := list.Draw(t, "have"), list.Draw(t, "want")
+		got := place(have, want)
+		moved := 0
+		for i, b := range got {
+			if slices.Contains(have, b) && (i >= len(have) || have[i] != b) {
+				moved++
+			}
+		}
+		if removed := max(0, len(have)-len(want)); moved > removed {
+			t.Fatalf("%v → %v: %d moved, at most %d need to", have, got, moved, removed)
+		}
+		slices.SortFunc(got, netip.AddrPort.Compare)
+		slices.SortFunc(want, netip.AddrPort.Compare)
+		if !slices.Equal(got, want) {
+			t.Fatalf("got %v, want %v", got, want)
+		}
+	})
+}
+
+type flushes []string
+
+func (f *flushes) Flush(proto uint8, dst netip.Addr, port uint16) error {
+	*f = append(*f, fmt.Sprintf("%s %s:%d", protoName(proto), dst, port))
+	return nil
+}
+
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, ct := newFake(), new(flushes)
+		reg := prometheus.NewRegistry()
+		b, err := New(Options{Kernel: k, Conntrack: ct, Registry: reg})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- b.Run(ctx) }()
+		table := func(rev uint64, backends ...string) Table {
+			return Derive(&state.View{Rev: rev, Services: []state.ServiceView{svc("u", "10.96.0.25", "udp", 53, 30053, backends...)}}, testLocal())
+		}
+		b.Set(table(1))
+		synctest.Wait()
+		if s := b.Status(); !s.OK || s.Applied != 1 || !strings.HasPrefix(s.Detail, "1 service, 0 backends, applied ") {
+			t.Errorf("status %+v", s)
+		}
+		b.Set(table(2, "10.244.0.2:53"))
+		synctest.Wait()
+		b.Set(table(3, "10.244.0.2:53", "10.244.0.3:53"))
+		synctest.Wait()
+		want := flushes{"udp invalid IP:30053", "udp 10.96.0.25:53"}
+		if diff := cmp.Diff(want, *ct); diff != "" {
+			t.Errorf("conntrack after none → one → two (-want +got):\n%s", diff)
+		}
+		*ct = nil
+		b.Set(table(4, "10.244.0.3:53"))
+		synctest.Wait()
+		if diff := cmp.Diff(want, *ct); diff != "" {
+			t.Errorf("conntrack after two → one (-want +got):\n%s", diff)
+		}
+
+		calls := k.applies()
+		b.Set(table(5, "10.244.0.3:53"))
+		time.Sleep(time.Minute) // virtual: polls and slow ticks
+		synctest.Wait()
+		if k.applies() != calls || b.Status().Applied != 5 {
+			t.Errorf("%d transactions for the same table, status %+v", k.applies()-calls, b.Status())
+		}
+
+		k.with(func() { k.fail = fmt.Errorf("set: %w", errNoPermission) })
+		b.Set(table(6))
+		synctest.Wait()
+		if s := b.Status(); s.OK || s.Applied != 5 || s.Desired != 6 || !strings.Contains(s.Fix, "CAP_NET_ADMIN") {
+			t.Errorf("status of a failure %+v", s)
+		}
+		k.with(func() { k.fail = nil })
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if s := b.Status(); !s.OK || s.Applied != 6 || s.Error != "" {
+			t.Errorf("status after recovery %+v", s)
+		}
+
+		k.with(func() { delete(k.tables, "bridge"); k.gen++ })
+		time.Sleep(time.Second)
+		synctest.Wait()
+		k.with(func() {
+			if k.tables["bridge"] == nil {
+				t.Error("a deleted table is not restored within a second")
+			}
+		})
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, f := range families {
+			names = append(names, f.GetName())
+		}
+		if diff := cmp.Diff([]string{"nodenet_lb_applies_total", "nodenet_lb_apply_seconds", "nodenet_lb_backends", "nodenet_lb_operations_total", "nodenet_lb_repairs_total", "nodenet_lb_services"}, names); diff != "" {
+			t.Errorf("metrics (-want +got):\n%s", diff)
+		}
+	})
+}

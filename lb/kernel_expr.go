@@ -1,0 +1,247 @@
+package lb
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// register returns the number of the register at a four-byte index. The
+// kernel reports multiples of four by their old names, so those are used.
+func register(i int) uint32 {
+	if i%4 == 0 {
+		return uint32(unix.NFT_REG_1 + i/4)
+	}
+	return uint32(unix.NFT_REG32_00 + i)
+}
+
+// compiler turns the statements of one rule into expressions.
+type compiler struct {
+	family nftables.TableFamily
+	out    []expr.Any
+	ipv4   bool // the rule already matches IPv4 only
+}
+
+// compile returns a rule's expressions. Each case is preceded by what
+// `nft --debug=netlink` prints for it.
+func compile(f nftables.TableFamily, r Rule) []expr.Any {
+	c := &compiler{family: f}
+	for _, s := range r {
+		c.stmt(s)
+	}
+	return c.out
+}
+
+func (c *compiler) add(e ...expr.Any) { c.out = append(c.out, e...) }
+
+// need4 restricts the rule to IPv4 before it reads an IPv4 header.
+func (c *compiler) need4() {
+	if c.ipv4 {
+		return
+	}
+	c.ipv4 = true
+	if c.family == nftables.TableFamilyBridge {
+		// [ meta load protocol => reg 1 ] [ cmp eq reg 1 0x00000008 ]
+		c.add(&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{8, 0}})
+		return
+	}
+	// [ meta load nfproto => reg 1 ] [ cmp eq reg 1 0x00000002 ]
+	c.add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}})
+}
+
+// load puts fields into registers from the first on.
+func (c *compiler) load(fields ...Field) {
+	for _, f := range fields {
+		switch f.ID {
+		case FieldSaddr, FieldDaddr, FieldOrigDaddr:
+			c.need4()
+		}
+	}
+	at := 0
+	for _, f := range fields {
+		reg := register(at)
+		at += f.size() / 4
+		switch f.ID {
+		case FieldSaddr: // [ payload load 4b @ network header + 12 => reg 1 ]
+			c.add(&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4})
+		case FieldDaddr:
+			c.add(&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4})
+		case FieldProto: // [ meta load l4proto => reg 9 ]
+			c.add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg})
+		case FieldSport: // [ payload load 2b @ transport header + 0 => reg 10 ]
+			c.add(&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2})
+		case FieldDport:
+			c.add(&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2})
+		case FieldIif: // [ meta load iifname => reg 1 ]
+			c.add(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg})
+		case FieldOif:
+			c.add(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg})
+		case FieldOrigDaddr: // [ ct load dst_ip => reg 1 , dir original ]
+			c.add(&expr.Ct{Key: expr.CtKeyDSTIP, Register: reg, Direction: 0})
+		case FieldSlot: // [ numgen reg 11 = random mod 2 ]
+			c.add(&expr.Numgen{Register: reg, Modulus: f.Mod, Type: unix.NFT_NG_RANDOM})
+		}
+	}
+}
+
+// equal compares the first register. [ cmp eq reg 1 0x00003500 ]
+func (c *compiler) equal(neg bool, data ...byte) {
+	op := expr.CmpOpEq
+	if neg {
+		op = expr.CmpOpNeq
+	}
+	c.add(&expr.Cmp{Op: op, Register: 1, Data: data})
+}
+
+// mask keeps bits of the first register.
+// [ bitwise reg 1 = ( reg 1 & 0x0000f0ff ) ^ 0x00000000 ]
+func (c *compiler) mask(m []byte) {
+	c.add(&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(m)), Mask: m, Xor: make([]byte, len(m))})
+}
+
+// lookup reads a map into the first register. [ lookup reg 1 set svc dreg 1 ]
+func (c *compiler) lookup(fields []Field, name string) {
+	c.load(fields...)
+	c.add(&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: name})
+}
+
+func (c *compiler) stmt(s Stmt) {
+	switch s := s.(type) {
+	case MatchAddr:
+		c.load(s.F)
+		if !s.Prefix.IsSingleIP() {
+			c.mask(maskOf(s.Prefix))
+		}
+		a := s.Prefix.Masked().Addr().As4()
+		c.equal(s.Not, a[:]...)
+	case MatchProto:
+		c.load(proto)
+		c.equal(false, s.Proto)
+	case MatchPort:
+		c.load(s.F)
+		c.equal(false, binaryutil.BigEndian.PutUint16(s.Port)...)
+	case MatchEcho:
+		c.need4()
+		c.stmt(MatchProto{ICMP})
+		// [ payload load 1b @ transport header + 0 => reg 1 ]
+		c.add(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1})
+		c.equal(false, 8)
+	case MatchIPv6:
+		c.add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1})
+		c.equal(false, unix.NFPROTO_IPV6)
+	case MatchLocal: // [ fib daddr type => reg 1 ] [ cmp eq reg 1 0x00000002 ]
+		c.add(&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: s.F.ID == FieldDaddr, FlagSADDR: s.F.ID == FieldSaddr})
+		c.equal(false, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)...)
+	case MatchDNAT: // IPS_DST_NAT
+		c.add(&expr.Ct{Key: expr.CtKeySTATUS, Register: 1})
+		c.mask(binaryutil.NativeEndian.PutUint32(1 << 5))
+		c.equal(true, 0, 0, 0, 0)
+	case MatchState: // [ ct load state => reg 1 ]
+		bit := expr.CtStateBitINVALID
+		if s.Related {
+			bit = expr.CtStateBitRELATED
+		}
+		c.add(&expr.Ct{Key: expr.CtKeySTATE, Register: 1})
+		c.mask(binaryutil.NativeEndian.PutUint32(bit))
+		c.equal(true, 0, 0, 0, 0)
+	case MatchUnicast: // [ payload load 6b @ link header + 0 => reg 1 ]
+		c.add(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6})
+		c.mask([]byte{1, 0, 0, 0, 0, 0})
+		c.equal(false, 0, 0, 0, 0, 0, 0)
+	case MatchSet: // [ lookup reg 1 set vips 0x0 ]
+		c.load(s.Fields...)
+		c.add(&expr.Lookup{SourceRegister: 1, SetName: s.Set, Invert: s.Not})
+	case SetPriority: // [ meta set priority with reg 1 ]
+		c.lookup(s.Fields, s.Map)
+		c.add(&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1})
+	case ClearPriority: // [ immediate reg 1 0x00000000 ] [ meta set priority with reg 1 ]
+		c.add(&expr.Immediate{Register: 1, Data: []byte{0, 0, 0, 0}},
+			&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1})
+	case PriorityVmap: // [ meta load priority => reg 1 ] [ lookup reg 1 set bkt dreg 0 ]
+		c.add(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
+			&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: s.Map})
+	case DNATMap: // [ nat dnat ip addr_min reg 1 proto_min reg 9 ]
+		c.need4() // before the lookup: it uses the first register too
+		c.lookup(s.Fields, s.Map)
+		c.add(&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: register(0), RegAddrMax: register(0), RegProtoMin: register(1), RegProtoMax: register(1), Specified: true})
+	case DNATAddr: // [ immediate reg 1 0x0a00600a ] [ nat dnat ip addr_min reg 1 ]
+		c.need4()
+		a := s.Addr.As4()
+		c.add(&expr.Immediate{Register: 1, Data: a[:]},
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegAddrMax: 1})
+	case Masquerade: // [ masq flags 0x10 ]
+		c.add(&expr.Masq{FullyRandom: true})
+	case Reject:
+		if s.Reset {
+			c.add(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
+			return
+		}
+		c.need4()
+		c.add(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3})
+	case Notrack:
+		c.add(&expr.Notrack{})
+	case Lift: // [ payload write reg 1 => 6b @ link header + 0 ] [ meta set pkttype with reg 1 ]
+		c.lookup(s.Fields, s.Map)
+		c.add(&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
+			&expr.Immediate{Register: 1, Data: []byte{unix.PACKET_HOST}},
+			&expr.Meta{Key: expr.MetaKeyPKTTYPE, SourceRegister: true, Register: 1})
+	case Do:
+		c.add(verdict(s))
+	default:
+		panic(fmt.Sprintf("lb: no compilation of %T", s)) // a statement type was added without its case
+	}
+}
+
+func verdict(s Do) *expr.Verdict {
+	v := &expr.Verdict{Chain: s.Chain}
+	switch s.Verb {
+	case "accept":
+		v.Kind = expr.VerdictAccept
+	case "drop":
+		v.Kind = expr.VerdictDrop
+	case "return":
+		v.Kind = expr.VerdictReturn
+	case "jump":
+		v.Kind = expr.VerdictJump
+	case "goto":
+		v.Kind = expr.VerdictGoto
+	default:
+		panic("lb: no verdict " + s.Verb)
+	}
+	return v
+}
+
+func gotoChain(name string) *expr.Verdict { return verdict(Do{"goto", name}) }
+
+func maskOf(p netip.Prefix) []byte {
+	m := make([]byte, 4)
+	for i := range p.Bits() {
+		m[i/8] |= 0x80 >> (i % 8)
+	}
+	return m
+}
+
+// describeRule prints expressions in a form to compare: their netlink
+// encoding, but for set IDs, which mean something only inside a transaction.
+func describeRule(f nftables.TableFamily, es []expr.Any) string {
+	d := ""
+	for _, e := range es {
+		if l, ok := e.(*expr.Lookup); ok {
+			c := *l
+			c.SetID = 0
+			e = &c
+		}
+		b, err := expr.Marshal(byte(f), e)
+		if err != nil {
+			return d + "?" + err.Error()
+		}
+		d += fmt.Sprintf("%x,", b)
+	}
+	return d + ";"
+}

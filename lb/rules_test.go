@@ -1,0 +1,48 @@
+package lb
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"nodenet/state"
+)
+
+var update = flag.Bool("update", false, "rewrite the goldens in testdata")
+
+// goldenTables are the tables whose rulesets are kept as text.
+func goldenTables() map[string]Table {
+	norange := testLocal()
+	norange.Range, norange.Resolver = pfx("10.96.0.0/12"), addr("169.254.20.10")
+	bare := Local{Self: selfID}
+	return map[string]Table{
+		"full":             Derive(testView(), testLocal()),
+		"empty":            Derive(&state.View{}, testLocal()),
+		"bare":             Derive(&state.View{}, bare),
+		"resolver-outside": Derive(&state.View{Services: testView().Services[:1]}, norange),
+	}
+}
+
+func TestGoldens(t *testing.T) {
+	for name, tab := range goldenTables() {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join("testdata", name+".nft")
+			got := tab.Ruleset().String()
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("%s (-want +got; run with -update and read the diff):\n%s", file, diff)
+			}
+		})
+	}
+}

@@ -1,0 +1,159 @@
+package lb
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"nodenet/state"
+)
+
+// The IP plan of all tests:
+//
+//	services 10.96.0.0/12, resolver 10.96.0.10, node ports 30000-32767
+//	network pods 10.244.0.0/16: 10.244.0.0/24 here (bridge nn-t0), 10.244.1.0/24 on the other node
+//	network lab 172.30.0.0/24, local to each node (nn-t1), masqueraded
+//	network vault 172.31.0.0/24, internal (nn-t2)
+//	LAN 192.0.2.0/24: this node .11, the other node .12, an outside host .1
+const (
+	selfID  state.NodeID = "aaaaaaaaaaaaaaaaaaaaaaaaaa"
+	otherID state.NodeID = "bbbbbbbbbbbbbbbbbbbbbbbbbb"
+)
+
+func addr(s string) netip.Addr       { return netip.MustParseAddr(s) }
+func pfx(s string) netip.Prefix      { return netip.MustParsePrefix(s) }
+func ap(s string) netip.AddrPort     { return netip.MustParseAddrPort(s) }
+func mac(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, last} }
+
+func testLocal() Local {
+	return Local{
+		Self: selfID, Range: pfx("10.96.0.0/12"), Resolver: addr("10.96.0.10"),
+		NodeAddrs: []netip.Addr{addr("192.0.2.11"), addr("10.244.0.1"), addr("172.30.0.1"), addr("127.0.0.1")},
+		Bridges: []BridgeInfo{
+			{Network: "pods", Name: "nn-t0", MAC: mac(1), Prefix: pfx("10.244.0.0/16"), Own: []netip.Prefix{pfx("10.244.0.0/24")}, Masquerade: true},
+			{Network: "lab", Name: "nn-t1", MAC: mac(2), Prefix: pfx("172.30.0.0/24"), Own: []netip.Prefix{pfx("172.30.0.0/24")}, Masquerade: true},
+			{Network: "vault", Name: "nn-t2", MAC: mac(3), Prefix: pfx("172.31.0.0/24"), Own: []netip.Prefix{pfx("172.31.0.0/24")}, Internal: true},
+		},
+		ClusterPrefixes: []netip.Prefix{pfx("10.244.0.0/16"), pfx("10.96.0.0/12")},
+		Links:           []string{"nn-vx1"},
+		NodePortFirst:   30000, NodePortLast: 32767,
+	}
+}
+
+// svc builds a service; a backend is "addr:port", "addr:port@other" on the
+// other node, or "addr:port!" when it is not ready.
+func svc(name, vip, proto string, port, nodePort uint16, backends ...string) state.ServiceView {
+	s := state.ServiceView{Service: state.Service{Namespace: "default", Name: name,
+		Ports: []state.ServicePort{{Protocol: proto, Port: port, NodePort: nodePort}}}}
+	if vip != "" {
+		s.VIP = addr(vip)
+	}
+	for _, b := range backends {
+		be := state.BackendOf{Ready: true, Node: selfID}
+		if x, ok := strings.CutSuffix(b, "@other"); ok {
+			b, be.Node = x, otherID
+		}
+		if x, ok := strings.CutSuffix(b, "!"); ok {
+			b, be.Ready = x, false
+		}
+		be.Addr, be.Targets = ap(b).Addr(), []uint16{ap(b).Port()}
+		s.Backends = append(s.Backends, be)
+	}
+	return s
+}
+
+func pub(host, proto string, port uint16, target string) state.Publish {
+	p := state.Publish{Protocol: proto, HostPort: port, Target: ap(target).Addr(), Port: ap(target).Port()}
+	if host != "" {
+		p.HostAddr = addr(host)
+	}
+	return p
+}
+
+func testView() *state.View {
+	return &state.View{
+		Rev: 7, Self: selfID,
+		Networks: []state.NetworkView{
+			{Network: state.Network{Name: "lab", Prefix: pfx("172.30.0.0/24"), Overlay: state.OverlayNone}},
+			{Network: state.Network{Name: "pods", Prefix: pfx("10.244.0.0/16"), Overlay: state.OverlayVXLAN}},
+		},
+		Endpoints: []state.EndpointView{
+			{Endpoint: state.Endpoint{ID: "far", Network: "lab"}, Owner: otherID},
+		},
+		Services: []state.ServiceView{
+			svc("both", "10.96.0.23", "tcp", 80, 30090, "10.244.0.2:8080", "10.244.1.2:8080@other"),
+			svc("empty", "10.96.0.22", "tcp", 80, 30081, "10.244.0.2:8080!"),
+			svc("far", "10.96.0.24", "tcp", 80, 0, "10.244.1.2:8080@other"),
+			svc("self", "10.96.0.21", "tcp", 80, 0, "10.244.0.2:8080"),
+			svc("udp", "10.96.0.25", "udp", 53, 0, "10.244.0.2:5353"),
+			svc("web", "10.96.0.20", "tcp", 80, 30080, "10.244.0.2:8080", "10.244.0.3:8080"),
+		},
+		Publishes: []state.Publish{
+			pub("", "tcp", 8080, "10.244.0.2:8080"),
+			pub("", "udp", 5300, "10.244.0.2:5353"),
+			pub("192.0.2.11", "tcp", 8443, "10.244.0.3:8080"),
+			pub("127.0.0.1", "tcp", 9000, "10.244.0.3:8080"),
+		},
+	}
+}
+
+func TestDerive(t *testing.T) {
+	tab := Derive(testView(), testLocal())
+	if len(tab.Warnings) != 0 {
+		t.Errorf("warnings: %v", tab.Warnings)
+	}
+	if tab.services != 6 || tab.backends != 7 {
+		t.Errorf("%d services, %d backends, want 6, 7", tab.services, tab.backends)
+	}
+	if diff := cmp.Diff(Derive(testView(), testLocal()).Ruleset().String(), tab.Ruleset().String()); diff != "" {
+		t.Errorf("not deterministic (-want +got):\n%s", diff)
+	}
+	var lo []string
+	for _, p := range tab.Loopback {
+		lo = append(lo, netip.AddrPortFrom(p.HostAddr, p.HostPort).String()+"/"+protoName(p.Proto))
+	}
+	if diff := cmp.Diff([]string{"127.0.0.1:8080/tcp", "127.0.0.1:9000/tcp", "127.0.0.1:5300/udp"}, lo); diff != "" {
+		t.Errorf("loopback (-want +got):\n%s", diff)
+	}
+}
+
+func TestDeriveLeavesOut(t *testing.T) {
+	v := testView()
+	local := svc("elsewhere", "10.96.0.30", "tcp", 80, 0, "172.30.0.9:80@other")
+	local.Backends[0].Endpoint = "far"
+	v.Services = []state.ServiceView{
+		svc("dns", "10.96.0.10", "udp", 53, 0, "10.244.0.2:53"),
+		local,
+		svc("out", "203.0.113.1", "tcp", 80, 0, "10.244.0.2:80"),
+		svc("port", "10.96.0.31", "tcp", 80, 80, "10.244.0.2:80"),
+		svc("sctp", "10.96.0.32", "sctp", 80, 0, "10.244.0.2:80"),
+		svc("zz", "10.96.0.31", "tcp", 80, 0, "10.244.0.3:80"),
+	}
+	many := svc("many", "10.96.0.33", "tcp", 80, 0)
+	for i := range 300 {
+		many.Backends = append(many.Backends, state.BackendOf{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i / 250), byte(i % 250)}), Targets: []uint16{80}, Ready: true})
+	}
+	v.Services = append(v.Services, many)
+	tab := Derive(v, testLocal())
+	want := []string{
+		"service default/out: vip 203.0.113.1 is outside the service range 10.96.0.0/12",
+		"service default/port: node port 80 is outside 30000-32767",
+		`service default/sctp port 80: protocol "sctp" is not balanced: use tcp or udp`,
+		"service default/many port 80: 300 backends, the first 256 are used",
+		"port 80/tcp of service default/zz is taken by service default/port",
+	}
+	if diff := cmp.Diff(want, tab.Warnings); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+	for _, s := range tab.Services {
+		if s.Name == "default/elsewhere" && len(s.Backends) != 0 {
+			t.Errorf("another node's local network is used: %v", s.Backends)
+		}
+		if s.Name == "default/dns" {
+			t.Errorf("the resolver's address is balanced")
+		}
+	}
+}
