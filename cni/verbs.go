@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,10 +49,7 @@ func (p *plugin) run(stdin io.Reader) (any, error) {
 	if v.command == cmdCheck && !atLeast(ver, "0.4.0") || (v.command == cmdGC || v.command == cmdStatus) && !atLeast(ver, "1.1.0") {
 		return nil, faultf(codeVersion, "%s does not exist in CNI version %s", v.command, ver)
 	}
-	socket := c.Socket
-	if socket == "" {
-		socket = DefaultSocket
-	}
+	socket := cmp.Or(c.Socket, p.env("NODENET_SOCKET"), DefaultSocket)
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	d := p.daemon(socket)

@@ -17,8 +17,8 @@ func (c *Config) Notes() []string {
 		if blocks == 1 {
 			nodes = "node"
 		}
-		note("network %s: %s in blocks of /%d serves %d %s with %d addresses a block",
-			n.Name, n.Prefix, n.Block, blocks, nodes, 1<<(32-n.Block)-3) // less network, gateway, broadcast
+		note("network %s: %s has %d addresses, in blocks of /%d it serves %d %s with %d a block",
+			n.Name, n.Prefix, 1<<(32-n.Prefix.Bits())-2, n.Block, blocks, nodes, 1<<(32-n.Block)-3) // a block less network, gateway, broadcast
 	}
 	for _, s := range c.Service {
 		if s.External == "" && len(s.Select) == 0 && len(s.Backends) == 0 {

@@ -26,13 +26,11 @@ const maxBody = 1 << 20
 // server is the control API on two sockets: one for root and the group
 // nodenet, and one beside it that anybody may read from.
 type server struct {
-	node   *Node
-	full   net.Listener
-	ro     net.Listener
-	paths  []string
-	fullH  http.Handler
-	roH    http.Handler
-	closed bool
+	node  *Node
+	full  net.Listener
+	ro    net.Listener
+	fullH http.Handler
+	roH   http.Handler
 }
 
 // readOnlySocket is the socket beside the control socket.
