@@ -15,6 +15,7 @@ type batch struct {
 	txn     *memdb.Txn
 	next    *Snapshot
 	out     []Record // applied, in order
+	floors  []Head   // heads whose floor was raised by a replacement
 	touched bool     // something changed that is no record
 }
 
@@ -212,6 +213,11 @@ func (b *batch) delta(d *Delta) (int, error) {
 	if h.Mark.Compare(d.To) < 0 {
 		h.Mark = d.To
 		b.touched = true
+	}
+	if d.Replace && h.Floor.Compare(d.Floor) < 0 {
+		// From now on we lack the deletions below it as the sender does.
+		h.Floor = d.Floor
+		b.floors = append(b.floors, h)
 	}
 	b.next.heads[d.Owner] = h
 	return n, nil

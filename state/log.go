@@ -17,3 +17,10 @@ func (NoLog) Commit([]Record) error { return nil }
 type Dropper interface {
 	Drop(ids []ID, heads []Head) error
 }
+
+// HeadLog is a Log that can keep heads together with the records that they
+// speak of: a floor taken over from a peer must not be known without what it
+// replaced, nor the other way round.
+type HeadLog interface {
+	CommitHeads(batch []Record, heads []Head) error
+}

@@ -44,6 +44,7 @@ type Delta struct {
 	To      Mark     `cbor:"3,keyasint"`
 	Replace bool     `cbor:"4,keyasint,omitempty"`
 	Records []Record `cbor:"5,keyasint,omitempty"`
+	Floor   Mark     `cbor:"7,keyasint,omitempty"` // with Replace: the sender's floor, from now on the receiver's too
 	Sig     []byte   `cbor:"6,keyasint,omitempty"` // reserved for signed heads
 }
 
@@ -97,7 +98,7 @@ func (sn *Snapshot) Delta(owner NodeID, from Mark, limit int) Delta {
 	head := sn.heads[owner]
 	d := Delta{Owner: owner, From: from, To: head.Mark}
 	if from.Compare(head.Floor) < 0 {
-		d.Replace, d.From, limit = true, Mark{}, 0
+		d.Replace, d.From, d.Floor, limit = true, Mark{}, head.Floor, 0
 		from = Mark{}
 	}
 	it, err := sn.txn.LowerBound(table, indexSync, ownerKey(owner, Mark{from.Epoch, from.Seq + 1}))
@@ -108,6 +109,9 @@ func (sn *Snapshot) Delta(owner NodeID, from Mark, limit int) Delta {
 		r := o.(*Record)
 		if r.ID.Class != Owner || r.ID.Owner != owner {
 			break
+		}
+		if d.Replace && r.Deleted && r.Version.mark().Compare(head.Floor) <= 0 {
+			continue // a replacement implies it; see batch.delta for its odd version
 		}
 		if limit > 0 && len(d.Records) == limit {
 			d.To = d.Records[limit-1].Version.mark()

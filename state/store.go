@@ -58,7 +58,9 @@ type Store struct {
 	feedsMu sync.Mutex
 	feeds   map[*Feed]struct{}
 
-	unsaved []Record // merged, not yet in the Log; the committer's own
+	// Merged, not yet in the Log; the committer's own.
+	unsaved      []Record
+	unsavedHeads []Head
 }
 
 type request struct {
@@ -94,8 +96,8 @@ func Put(c Class, k Kind, key string, v any) Op { return Op{Class: c, Kind: k, K
 // Del returns an Op that leaves a tombstone. Deleting what is not there is no change.
 func Del(c Class, k Kind, key string) Op { return Op{Class: c, Kind: k, Key: key, Delete: true} }
 
-// NewStore loads the records and starts the committer. A record that cannot
-// be decoded is left out with a warning: nothing of it is lost on disk.
+// NewStore loads the records and starts the committer. A record whose ID is
+// impossible is left out with a warning: nothing of it is lost on disk.
 func NewStore(o Options) (*Store, error) {
 	if !o.Self.Valid() {
 		return nil, fmt.Errorf("open state: %q is not a node ID", o.Self)
@@ -122,10 +124,11 @@ func NewStore(o Options) (*Store, error) {
 	b := s.begin(&Snapshot{self: o.Self, heads: map[NodeID]Head{}, live: map[NodeID]Live{}, conflicts: map[ID]Conflict{}})
 	for i := range o.Records {
 		r := o.Records[i]
-		if err := errors.Join(r.ID.Validate(), r.decode()); err != nil {
+		if err := r.ID.Validate(); err != nil {
 			s.logger.Warn("saved record left out", "err", err)
 			continue
 		}
+		s.understand(&r)
 		b.put(&r)
 	}
 	for _, h := range o.Heads {
@@ -196,9 +199,10 @@ func (s *Store) MergeDelta(d Delta) (int, error) {
 		case r.Version.mark().Compare(d.To) > 0:
 			return 0, fmt.Errorf("merge delta of %s: record %s lies beyond the delta's end", d.Owner.Short(), r.ID)
 		}
-		if err := errors.Join(r.ID.Validate(), r.decode()); err != nil {
+		if err := r.ID.Validate(); err != nil {
 			return 0, fmt.Errorf("merge delta of %s: %w", d.Owner.Short(), err)
 		}
+		s.understand(r)
 	}
 	r := &request{delta: &d}
 	if err := s.do(context.Background(), r); err != nil {
@@ -215,15 +219,24 @@ func (s *Store) Merge(recs []Record, durable bool) (int, error) {
 		if r.ID.Class == Owner {
 			return 0, fmt.Errorf("merge record %s: owner-scoped records come as deltas", r.ID)
 		}
-		if err := errors.Join(r.ID.Validate(), r.decode()); err != nil {
+		if err := r.ID.Validate(); err != nil {
 			return 0, fmt.Errorf("merge: %w", err)
 		}
+		s.understand(r)
 	}
 	r := &request{merge: recs, durable: durable}
 	if err := s.do(context.Background(), r); err != nil {
 		return 0, err
 	}
 	return r.applied, r.err
+}
+
+// understand decodes a record's value. One that this version cannot read is
+// kept and passed on all the same; no view will show it.
+func (s *Store) understand(r *Record) {
+	if err := r.decode(); err != nil {
+		s.logger.Warn("record kept but not understood", "err", err)
+	}
 }
 
 // SetLiveness replaces the liveness table.
@@ -310,6 +323,7 @@ func (s *Store) commit(reqs []*request) {
 		}
 	}
 	s.unsaved = append(s.unsaved, b.out...)
+	s.unsavedHeads = append(s.unsavedHeads, b.floors...)
 	s.publish(b)
 
 	w := s.begin(s.cur.Load())
@@ -320,9 +334,9 @@ func (s *Store) commit(reqs []*request) {
 	}
 	batch := append(append([]Record(nil), s.unsaved...), w.out...)
 	var err error
-	if len(batch) > 0 {
-		if err = s.log.Commit(batch); err == nil {
-			s.unsaved = nil
+	if len(batch) > 0 || len(s.unsavedHeads) > 0 {
+		if err = s.save(batch); err == nil {
+			s.unsaved, s.unsavedHeads = nil, nil
 		} else {
 			s.logger.Error("records not saved", "records", len(batch), "err", err)
 		}
@@ -341,6 +355,14 @@ func (s *Store) commit(reqs []*request) {
 		r.rev = rev
 		close(r.done)
 	}
+}
+
+// save commits a batch, with the heads that belong to it where the Log can.
+func (s *Store) save(batch []Record) error {
+	if l, ok := s.log.(HeadLog); ok && len(s.unsavedHeads) > 0 {
+		return l.CommitHeads(batch, s.unsavedHeads)
+	}
+	return s.log.Commit(batch)
 }
 
 // dedupe keeps the last version of each record, so that a disk that stays

@@ -25,7 +25,8 @@ var (
 	bucketHeads   = []byte("heads")
 )
 
-// DB is an open state file. It implements state.Log and state.Dropper.
+// DB is an open state file. It implements state.Log, state.HeadLog and
+// state.Dropper.
 type DB struct {
 	bolt *bolt.DB
 	path string
@@ -114,7 +115,10 @@ func (d *DB) Load() ([]state.Record, []state.Head, error) {
 }
 
 // Commit implements state.Log.
-func (d *DB) Commit(batch []state.Record) error {
+func (d *DB) Commit(batch []state.Record) error { return d.CommitHeads(batch, nil) }
+
+// CommitHeads implements state.HeadLog.
+func (d *DB) CommitHeads(batch []state.Record, heads []state.Head) error {
 	err := d.bolt.Update(func(tx *bolt.Tx) error {
 		b := tx.Bucket(bucketRecords)
 		for i := range batch {
@@ -126,10 +130,23 @@ func (d *DB) Commit(batch []state.Record) error {
 				return err
 			}
 		}
-		return nil
+		return putHeads(tx, heads)
 	})
 	if err != nil {
 		return fmt.Errorf("write %s: %w", d.path, err)
+	}
+	return nil
+}
+
+func putHeads(tx *bolt.Tx, heads []state.Head) error {
+	for i := range heads {
+		v, err := state.Encode(&heads[i])
+		if err != nil {
+			return err
+		}
+		if err := tx.Bucket(bucketHeads).Put([]byte(heads[i].Owner), v); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -142,16 +159,7 @@ func (d *DB) Drop(ids []state.ID, heads []state.Head) error {
 				return err
 			}
 		}
-		for i := range heads {
-			v, err := state.Encode(&heads[i])
-			if err != nil {
-				return err
-			}
-			if err := tx.Bucket(bucketHeads).Put([]byte(heads[i].Owner), v); err != nil {
-				return err
-			}
-		}
-		return nil
+		return putHeads(tx, heads)
 	})
 	if err != nil {
 		return fmt.Errorf("write %s: %w", d.path, err)

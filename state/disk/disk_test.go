@@ -105,3 +105,19 @@ func TestSecondOpenIsRefused(t *testing.T) {
 		t.Errorf("got %v, want ErrLocked", err)
 	}
 }
+
+func TestAdoptedFloorSurvives(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	owner := state.NodeIDFromKey(ed25519.NewKeyFromSeed(append(make([]byte, 31), 9)).Public().(ed25519.PublicKey))
+	floor := state.Mark{Epoch: 3, Seq: 4}
+	s, stop := openStore(t, path)
+	if _, err := s.MergeDelta(state.Delta{Owner: owner, To: state.Mark{Epoch: 3, Seq: 5}, Replace: true, Floor: floor}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	s, stop = openStore(t, path)
+	defer stop()
+	if h := s.Snapshot().Head(owner); h.Floor != floor || h.Mark != (state.Mark{Epoch: 3, Seq: 5}) {
+		t.Errorf("head %+v after reopening, want floor %v", h, floor)
+	}
+}
