@@ -1,0 +1,216 @@
+package gossip
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"nodenet/state"
+)
+
+const (
+	retryMin = 200 * time.Millisecond
+	maxDials = 8 // at the same time
+)
+
+// target is an address that a peer may answer at. It is tried for ever.
+type target struct {
+	id       state.NodeID // who says in its record that it is there; empty: unknown
+	answered state.NodeID // who really was there the last time; a replaced node keeps its address
+	self     bool         // we answered ourselves there
+	dialing  bool
+	next     time.Time
+	wait     time.Duration
+	err      string
+}
+
+// dialLoop keeps links to every node of a small cluster, to a random few of a
+// large one, and never gives up on those that are lost: memberlist does.
+func (g *Gossip) dialLoop(ctx context.Context) error {
+	slots := make(chan struct{}, maxDials)
+	tick := time.NewTicker(min(retryMin, g.t.retry))
+	defer tick.Stop()
+	rotated := time.Now()
+	for {
+		g.refreshTargets()
+		rotate := time.Since(rotated) > g.t.rotate
+		if rotate {
+			rotated = time.Now()
+		}
+		for _, addr := range g.due(rotate) {
+			select {
+			case slots <- struct{}{}:
+			default:
+				g.undial(addr)
+				continue
+			}
+			g.wg.Add(1)
+			go func() {
+				defer g.wg.Done()
+				defer func() { <-slots }()
+				_, err := g.connect(ctx, addr)
+				g.dialed(addr, err)
+			}()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-g.wakeDial:
+		}
+	}
+}
+
+// refreshTargets brings in the addresses of seeds, of the last run, of node
+// records and of memberlist.
+func (g *Gossip) refreshTargets() {
+	want := map[string]state.NodeID{}
+	left := map[string]bool{}
+	for r, n := range state.All[state.Node](g.store.Snapshot()) {
+		if r.ID.Owner == g.self || !n.Advertise.IsValid() {
+			continue
+		}
+		addr := netip.AddrPortFrom(n.Advertise, or(n.SyncPort, DefaultSyncPort)).String()
+		if n.Left {
+			left[addr] = true
+			continue
+		}
+		want[addr] = r.ID.Owner
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	add := func(addr string, id state.NodeID) {
+		if _, ok := want[addr]; !ok && !left[addr] {
+			want[addr] = id
+		}
+	}
+	for id, p := range g.peers {
+		if p.addr.IsValid() {
+			add(netip.AddrPortFrom(p.addr, p.sync).String(), id)
+		}
+	}
+	for id, m := range g.track.members {
+		if a, err := netip.ParseAddr(m.addr); err == nil && m.up && id != g.self {
+			add(netip.AddrPortFrom(a, m.syncPort).String(), id)
+		}
+	}
+	for _, list := range [][]string{g.o.Join, g.cluster.Seeds, g.cluster.Peers} {
+		for _, s := range list {
+			add(hostPort(s, DefaultSyncPort), "")
+		}
+	}
+	delete(want, netip.AddrPortFrom(g.o.Advertise, g.syncPort).String())
+	for addr, id := range want {
+		t := g.targets[addr]
+		if t == nil {
+			t = &target{}
+			g.targets[addr] = t
+		}
+		if id != "" {
+			t.id = id
+		}
+	}
+	for addr, t := range g.targets {
+		if _, ok := want[addr]; !ok && !t.dialing {
+			delete(g.targets, addr)
+		}
+	}
+}
+
+// due picks the addresses to dial now and marks them.
+func (g *Gossip) due(rotate bool) []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	others := 0
+	for id := range g.track.live {
+		if id != g.self {
+			others++
+		}
+	}
+	full := others > maxMesh && len(g.links) >= maxMesh
+	var out, spare []string
+	for addr, t := range g.targets {
+		switch {
+		case t.self || t.dialing || now.Before(t.next):
+		case g.links[t.id] != nil || g.links[t.answered] != nil:
+		case !full || t.id != "" && g.track.live[t.id].State != state.Alive && g.track.live[t.id].State != state.Suspect:
+			// In a large cluster too, whoever seems lost is tried: the other
+			// side of a partition is found again this way.
+			out = append(out, addr)
+		default:
+			spare = append(spare, addr)
+		}
+	}
+	if full && rotate && len(spare) > 0 {
+		// One new partner from time to time, and one old one less, so that no
+		// clique keeps to itself.
+		out = append(out, spare[rand.IntN(len(spare))])
+		g.pruneOldest()
+	}
+	for _, addr := range out {
+		g.targets[addr].dialing = true
+	}
+	return out
+}
+
+// pruneOldest closes the longest-lived link that we dialed when there are more
+// than a mesh; g.mu is held.
+func (g *Gossip) pruneOldest() {
+	var oldest *link
+	n := 0
+	for _, l := range g.links {
+		if !l.outbound {
+			continue
+		}
+		if n++; oldest == nil || l.opened.Before(oldest.opened) {
+			oldest = l
+		}
+	}
+	if n > maxMesh {
+		go oldest.close(nil)
+	}
+}
+
+func (g *Gossip) undial(addr string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if t := g.targets[addr]; t != nil {
+		t.dialing = false
+	}
+}
+
+// dialed notes the result and sets the next try: soon at first, then up to
+// the cap, with some spread so that a healed network is not stormed.
+func (g *Gossip) dialed(addr string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := g.targets[addr]
+	if t == nil {
+		return
+	}
+	t.dialing = false
+	t.err = ""
+	if err == nil {
+		t.wait = 0
+		t.next = time.Now().Add(retryMin)
+		return
+	}
+	re, refused := errors.AsType[*RefusedError](err)
+	if refused && re.Code == codeSelf {
+		t.self = true
+		return
+	}
+	t.wait = min(max(2*t.wait, retryMin), g.t.retry)
+	t.next = time.Now().Add(t.wait/2 + rand.N(t.wait/2+1))
+	if refused && quiet(re.Code) {
+		return
+	}
+	t.err = err.Error()
+	if t.id != "" && g.links[t.id] == nil {
+		g.info(t.id).lastError = t.err
+	}
+	g.met.dialErrors.Inc()
+}

@@ -1,0 +1,199 @@
+package gossip
+
+import (
+	"maps"
+	"time"
+
+	"nodenet/state"
+)
+
+// member is what memberlist says about the newest epoch of a node.
+type member struct {
+	epoch      uint64
+	up         bool
+	name       string
+	addr       string // of gossip, host without port
+	gossipPort uint16
+	syncPort   uint16
+	acked      time.Time // last answer to a probe of ours
+}
+
+// tracker turns membership events, signs of life on the stream and node
+// records into liveness. It is pure: time comes in as an argument. Not safe
+// for concurrent use.
+type tracker struct {
+	self    state.NodeID
+	started time.Time
+	t       timings
+
+	members map[state.NodeID]*member
+	live    map[state.NodeID]state.Live
+	freeze  *freeze
+}
+
+// freeze holds back withdrawals while this node must believe that it is the
+// one that is cut off.
+type freeze struct {
+	since time.Time
+	base  int // live nodes before the loss, this one included
+	lost  map[state.NodeID]bool
+}
+
+func newTracker(self state.NodeID, t timings, now time.Time) *tracker {
+	return &tracker{self: self, started: now, t: t, members: map[state.NodeID]*member{}, live: map[state.NodeID]state.Live{}}
+}
+
+// join notes that memberlist has seen a node, and reports whether that counts:
+// an older epoch than the one known is a leftover of a former life.
+func (k *tracker) join(id state.NodeID, m member) bool {
+	if old := k.members[id]; old != nil {
+		if m.epoch < old.epoch {
+			return false
+		}
+		if old.acked.After(m.acked) {
+			m.acked = old.acked
+		}
+	}
+	m.up = true
+	k.members[id] = &m
+	return true
+}
+
+// leave notes that memberlist gave a node up. The leave of an old epoch
+// changes nothing: with the epoch in its name, a restarted node is seen to
+// join before its former self is seen to leave.
+func (k *tracker) leave(id state.NodeID, epoch uint64) bool {
+	m := k.members[id]
+	if m == nil || m.epoch != epoch || !m.up {
+		return false
+	}
+	m.up = false
+	return true
+}
+
+func (k *tracker) ack(id state.NodeID, epoch uint64, now time.Time) {
+	if m := k.members[id]; m != nil && m.epoch == epoch {
+		m.acked = now
+	}
+}
+
+// compute returns the liveness of every node that has a record, a membership
+// or a stream, and when to look again at the latest. heard holds the last sign
+// of life on a stream, left who has left by its own record.
+func (k *tracker) compute(now time.Time, known []state.NodeID, left map[state.NodeID]bool, heard map[state.NodeID]time.Time) (map[state.NodeID]state.Live, time.Duration) {
+	ids := make(map[state.NodeID]bool, len(known)+1)
+	for _, id := range known {
+		ids[id] = true
+	}
+	up := 1
+	for id, m := range k.members {
+		ids[id] = true
+		if m.up {
+			up++
+		}
+	}
+	for id := range heard {
+		ids[id] = true
+	}
+	ids[k.self] = true
+
+	// memberlist does not publish its suspicions. A member that answers
+	// neither on the stream nor to probes for this long is one.
+	silence := max(k.t.life, 3*time.Duration(up)*k.t.probe)
+	out := make(map[state.NodeID]state.Live, len(ids))
+	for id := range ids {
+		was, seen := k.live[id]
+		m := k.members[id]
+		h := heard[id]
+		talking := !h.IsZero() && now.Sub(h) < k.t.life
+		st := state.Unknown
+		switch {
+		case left[id]:
+			st = state.Left
+		case id == k.self || talking:
+			st = state.Alive
+		case m != nil && m.up:
+			st = state.Alive
+			if !m.acked.IsZero() && now.Sub(m.acked) > silence && now.Sub(h) > silence {
+				st = state.Suspect
+			}
+		case m != nil || !h.IsZero() || seen && was.State != state.Unknown && was.State != state.Left:
+			st = state.Dead
+		}
+		l := state.Live{State: st, Since: was.Since}
+		if !seen || was.State != st {
+			l.Since = now
+			if !seen && st == state.Unknown {
+				l.Since = k.started
+			}
+		}
+		out[id] = l
+	}
+	k.massDeath(now, out)
+	for id, l := range out {
+		switch l.State {
+		case state.Alive, state.Suspect:
+			l.Serving = true
+		case state.Dead:
+			l.Serving = now.Sub(l.Since) < k.t.hold || k.freeze != nil && k.freeze.lost[id]
+		case state.Unknown:
+			l.Serving = now.Sub(k.started) < k.t.grace
+		}
+		out[id] = l
+	}
+	k.live = out
+	return maps.Clone(out), k.next(now, out)
+}
+
+// massDeath begins and ends a freeze: when over half of at least five live
+// nodes are lost within one window, it is more likely that this node is cut
+// off than that all of them died. It ends when most are back, or after
+// timings.thaw: a real mass outage must not be served for ever.
+func (k *tracker) massDeath(now time.Time, cur map[state.NodeID]state.Live) {
+	alive := 0
+	lost := map[state.NodeID]bool{}
+	for id, l := range cur {
+		switch l.State {
+		case state.Alive, state.Suspect:
+			alive++
+		case state.Dead:
+			if now.Sub(l.Since) <= k.t.window {
+				lost[id] = true
+			}
+		}
+	}
+	if f := k.freeze; f != nil {
+		if 2*alive > f.base || now.Sub(f.since) > k.t.thaw {
+			k.freeze = nil
+			return
+		}
+		maps.Copy(f.lost, lost) // stragglers of the same event
+		return
+	}
+	base := alive + len(lost)
+	if base < 5 || 2*len(lost) <= base {
+		return
+	}
+	k.freeze = &freeze{since: now, base: base, lost: lost}
+}
+
+// next is how long the result stays valid without a new event.
+func (k *tracker) next(now time.Time, cur map[state.NodeID]state.Live) time.Duration {
+	d := k.t.life / 2
+	for _, l := range cur {
+		if l.State == state.Dead && l.Serving {
+			if rest := k.t.hold - now.Sub(l.Since); rest > 0 {
+				d = min(d, rest)
+			}
+		}
+	}
+	return max(d, 10*time.Millisecond)
+}
+
+// epoch returns the highest epoch of a node that membership has shown.
+func (k *tracker) epoch(id state.NodeID) uint64 {
+	if m := k.members[id]; m != nil {
+		return m.epoch
+	}
+	return 0
+}

@@ -1,0 +1,167 @@
+package gossip
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"nodenet/state"
+)
+
+// showRefusal is how long a refusal that does not repeat is shown.
+const showRefusal = 5 * time.Minute
+
+// Peer is another node as this one sees it.
+type Peer struct {
+	ID        state.NodeID
+	Name      string
+	State     state.Liveness
+	Since     time.Time  // of State; zero: unknown
+	Addr      netip.Addr // advertised; invalid: unknown
+	Connected bool
+	RTT       time.Duration // smoothed; 0: not measured
+	LastSync  time.Time     // when we last held all that it had; zero: never
+	LastHeard time.Time     // last frame on a stream; zero: never since start
+	Version   string
+	BytesIn   uint64
+	BytesOut  uint64
+	LastError string // why there is no connection; empty while there is one
+}
+
+// Peers returns the other nodes that are known of, also those that left,
+// sorted by name.
+func (g *Gossip) Peers() []Peer {
+	by := map[state.NodeID]*Peer{}
+	at := func(id state.NodeID) *Peer {
+		if by[id] == nil {
+			by[id] = &Peer{ID: id, Name: id.Short()}
+		}
+		return by[id]
+	}
+	g.mu.Lock()
+	for id, l := range g.track.live {
+		p := at(id)
+		p.State, p.Since = l.State, l.Since
+	}
+	for id, i := range g.peers {
+		p := at(id)
+		p.Name, p.Addr = or(i.name, p.Name), i.addr
+		p.BytesIn, p.BytesOut, p.LastSync, p.LastHeard, p.LastError = i.in, i.out, i.lastSync, i.heard, i.lastError
+		if l := g.links[id]; l != nil {
+			p.Connected, p.RTT, p.LastError = true, time.Duration(l.rtt.Load()), ""
+			p.BytesIn, p.BytesOut = p.BytesIn+l.in.Load(), p.BytesOut+l.sent.Load()
+			p.LastHeard = l.heardAt()
+		}
+	}
+	g.mu.Unlock()
+	for r, n := range state.All[state.Node](g.store.Snapshot()) {
+		p := at(r.ID.Owner)
+		p.Name, p.Version = or(n.Name, p.Name), n.Version
+		if n.Advertise.IsValid() {
+			p.Addr = n.Advertise
+		}
+		if n.Left {
+			p.State = state.Left
+		}
+	}
+	delete(by, g.self)
+	out := make([]Peer, 0, len(by))
+	for _, p := range by {
+		out = append(out, *p)
+	}
+	slices.SortFunc(out, func(a, b Peer) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(string(a.ID), string(b.ID)))
+	})
+	return out
+}
+
+// Status is the state of the subsystem.
+type Status struct {
+	Desired, Applied uint64 // both the store's revision: gossip lags behind nothing
+	OK               bool
+	Detail           string // one line for people
+	Error, Fix       string
+
+	ClusterID, Cluster, RingID string
+	Epoch                      uint64
+	Synced                     bool
+	Heard                      bool // some peer was heard since start; false: answers come from saved state
+	Frozen                     bool // withdrawals are held back after a mass loss
+	Connected, Known           int  // other nodes that have not left
+	Refused                    []Refusal
+}
+
+// Frozen reports whether withdrawals are held back.
+func (g *Gossip) Frozen() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.track.freeze != nil
+}
+
+// Status returns the state of the subsystem.
+func (g *Gossip) Status() Status {
+	rev := g.store.Snapshot().Rev()
+	s := Status{Desired: rev, Applied: rev, Epoch: g.store.Epoch(), OK: true}
+	alive := 0
+	for _, p := range g.Peers() {
+		if p.State == state.Left {
+			continue
+		}
+		s.Known++
+		if p.Connected {
+			s.Connected++
+		}
+		if p.State == state.Alive || p.State == state.Suspect {
+			alive++
+		}
+	}
+	select {
+	case <-g.synced:
+		s.Synced = true
+	default:
+	}
+	g.mu.Lock()
+	s.ClusterID, s.Cluster, s.RingID = g.cluster.ID, g.cluster.Name, g.cluster.RingID
+	s.Heard, s.Frozen = g.heard, g.track.freeze != nil
+	var unreached []string
+	for addr, t := range g.targets {
+		if t.err != "" {
+			unreached = append(unreached, addr+": "+t.err)
+		}
+	}
+	for _, r := range g.refusals {
+		if g.now().Sub(r.When) < showRefusal {
+			s.Refused = append(s.Refused, r)
+		}
+	}
+	g.mu.Unlock()
+	slices.SortFunc(s.Refused, func(a, b Refusal) int { return b.When.Compare(a.When) })
+	slices.Sort(unreached)
+
+	s.Detail = fmt.Sprintf("%d of %d peers alive, %d connected", alive, s.Known, s.Connected)
+	switch {
+	case s.ClusterID == "":
+		s.OK = false
+		s.Error = "no peer has let this node into its cluster yet"
+		s.Fix = "check that the addresses under join are right and that the secret is the cluster's; or run `nodectl join TOKEN`"
+	case !s.Synced:
+		s.OK = false
+		s.Error = "not synced with any peer since start"
+		s.Fix = "start another node of the cluster, or open ports " +
+			fmt.Sprintf("%d/tcp, %d/tcp and %d/udp between the nodes", g.o.SyncPort, g.o.GossipPort, g.o.GossipPort)
+	case s.Frozen:
+		s.OK = false
+		s.Error = "over half of the nodes were lost at once: withdrawals are frozen"
+		s.Fix = "check this node's network"
+	}
+	if !s.OK && len(unreached) > 0 {
+		s.Error += " (" + unreached[0] + ")"
+	}
+	if len(s.Refused) > 0 {
+		s.Detail += fmt.Sprintf("; refused %s: %s", s.Refused[0].Addr, s.Refused[0].Reason)
+	}
+	return s
+}
