@@ -11,6 +11,9 @@ import (
 
 // runNotify tells the service manager when the node serves, what it is doing,
 // and that it is alive (sd_notify(3)). Without NOTIFY_SOCKET it does nothing.
+// Ready is a node whose own records are written, also one that hears no peer
+// or has trouble with the kernel: restarting it would help nobody, and
+// `nodectl status` says what is wrong.
 func (n *Node) runNotify(ctx context.Context) error {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
@@ -39,7 +42,7 @@ func (n *Node) runNotify(ctx context.Context) error {
 	for {
 		select {
 		case <-tick.C:
-			if !started && !n.ready() {
+			if !started && !n.isDeclared() {
 				continue
 			}
 			v := n.store.Snapshot().View()

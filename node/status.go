@@ -109,8 +109,13 @@ func (n *Node) networkStatus(sn *state.Snapshot, v *state.View, nw *state.Networ
 		n.log.Debug("address use not known", "network", nw.Name, "err", err)
 	}
 	out := api.NetworkStatus{
-		Name: nw.Name, Prefix: nw.Prefix, Blocks: nw.Own, Used: int(use.Used), Total: int(use.Total), Owned: use.Owned,
+		Name: nw.Name, Prefix: nw.Prefix, Blocks: nw.Own, Used: int(use.Used), Total: int(use.Total),
 		Overlay: nw.Overlay, VNI: nw.VNI, MTU: n.overlay.MTU(nw.Name), Bridge: overlay.BridgeName(nw.Network), DHCP: nw.DHCP,
+	}
+	if ring := ipam.Resolve(sn, nw.Name, n.ringID()); ring != nil {
+		for _, p := range ring.Owned(n.self) {
+			out.Owned += ipam.Size(p)
+		}
 	}
 	for _, e := range v.Endpoints {
 		if e.Lease && e.Network == nw.Name {

@@ -198,10 +198,14 @@ func (n *Node) appliedByAll() uint64 {
 // ready reports whether the node serves: its own records are written and the
 // kernel holds what they ask for.
 func (n *Node) ready() bool {
+	return n.isDeclared() && n.overlay.Status().OK && n.lb.Status().OK
+}
+
+func (n *Node) isDeclared() bool {
 	select {
 	case <-n.declared:
+		return true
 	default:
 		return false
 	}
-	return n.overlay.Status().OK && n.lb.Status().OK
 }

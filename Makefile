@@ -1,0 +1,82 @@
+# nodenet. `make help` says what there is.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+PREFIX  ?= /usr
+SYSCONF ?= /etc
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 10s
+# The linter's version is that of .ci/deps.
+STATICCHECK := $(firstword $(wildcard bin/staticcheck) staticcheck)
+
+.PHONY: build install test test-unit test-e2e lint fuzz golden bench demo clean help root deps
+
+build: ## build ./bin/nodectl
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/nodectl ./cmd/nodectl
+
+install: build ## install to $(DESTDIR)$(PREFIX); an existing Nodefile stays
+	install -D -m 755 bin/nodectl $(DESTDIR)$(PREFIX)/bin/nodectl
+	install -D -m 644 packaging/systemd/nodenet.service $(DESTDIR)$(PREFIX)/lib/systemd/system/nodenet.service
+	sed -i 's|/usr/bin/nodectl|$(PREFIX)/bin/nodectl|' $(DESTDIR)$(PREFIX)/lib/systemd/system/nodenet.service
+	install -D -m 644 packaging/systemd/nodenet.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/nodenet.conf
+	install -D -m 644 packaging/systemd/10-nodenet.link $(DESTDIR)$(PREFIX)/lib/systemd/network/10-nodenet.link
+	install -D -m 644 packaging/systemd/10-nodenet.network $(DESTDIR)$(PREFIX)/lib/systemd/network/10-nodenet.network
+	install -D -m 644 packaging/systemd/networkd.conf $(DESTDIR)$(SYSCONF)/systemd/networkd.conf.d/nodenet.conf
+	install -D -m 644 packaging/networkmanager/nodenet.conf $(DESTDIR)$(SYSCONF)/NetworkManager/conf.d/nodenet.conf
+	install -D -m 644 packaging/iproute2/nodenet.conf $(DESTDIR)$(SYSCONF)/iproute2/rt_protos.d/nodenet.conf
+	test -e $(DESTDIR)$(SYSCONF)/nodenet/Nodefile || \
+	  install -D -m 644 packaging/Nodefile $(DESTDIR)$(SYSCONF)/nodenet/Nodefile
+	bin/nodectl man $(DESTDIR)$(PREFIX)/share/man/man8
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	bin/nodectl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/nodectl
+	@if [ -z "$(DESTDIR)" ] && command -v systemd-sysusers >/dev/null; then systemd-sysusers $(PREFIX)/lib/sysusers.d/nodenet.conf; fi
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+
+test: root deps ## everything CI runs: lint, unit tests, end to end; as root
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory build
+	@echo '== unit tests, -race'
+	@./.ci/gotest -race -count=1 -timeout 10m $$(go list ./... | grep -v '/test/' | grep -v '/test$$') ./test/arch
+	@$(MAKE) --no-print-directory test-e2e
+
+test-e2e: root build ## end to end, in network namespaces; as root
+	@echo '== end to end, -race'
+	@PATH="$(CURDIR)/bin:$$PATH:/usr/sbin:/sbin" NODENET_E2E=1 ./.ci/gotest -race -count=1 -timeout 15m ./test/...
+
+test-unit: ## tests that need no privileges
+	go test ./...
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo 'make test makes network namespaces and must run as root: sudo make test. Without root: make test-unit' >&2; exit 1; }
+
+deps:
+	@./.ci/deps
+
+lint: ## gofmt, go vet, staticcheck
+	@echo '== lint'
+	@bad=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null | grep . || find . -name '*.go')); \
+	  [ -z "$$bad" ] || { echo "gofmt these files:" $$bad >&2; exit 1; }
+	@go vet ./...
+	@command -v $(STATICCHECK) >/dev/null || { echo 'staticcheck is missing: run .ci/deps' >&2; exit 1; }
+	@$(STATICCHECK) ./...
+
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@grep -rn --include='*_test.go' '^func Fuzz' . | sed -E 's|^(.*)/[^/]*:[0-9]+:func (Fuzz[A-Za-z0-9_]*)\(.*|\1 \2|' | sort -u | \
+	  while read -r dir name; do \
+	    echo "== $$dir $$name"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
+	  done
+
+golden: ## write the golden files anew; then read the diff
+	go test $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u) -update
+	@git --no-pager diff --stat -- '*testdata*' 2>/dev/null || true
+
+bench: ## benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+demo: build ## three nodes in namespaces, with commentary; as root
+	@./bin/nodectl lab demo
+
+clean: ## remove what was built
+	rm -rf bin
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"nodenet/api"
+)
+
+// now is when the goldens were looked at; ago dates things before it.
+var now = time.Unix(1_700_000_000, 0)
+
+func before(d time.Duration) int64 { return now.Add(-d).Unix() }
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	file := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s (-want +got; regenerate with -update, then read the diff):\n%s", file, diff)
+	}
+}
+
+// testStatus is a node in the middle of a busy day: one peer dead, a service
+// with a failing backend, one without any, a subsystem in trouble.
+func testStatus() *api.Status {
+	addr := netip.MustParseAddr
+	return &api.Status{
+		Version: "0.1.0", Node: "node1", NodeID: "abc", Started: before(134 * time.Second),
+		Cluster: "prod", ClusterID: "c1", Synced: true, Revision: 812,
+		Peers: []api.Peer{
+			{Name: "node3", State: "dead", Since: before(95 * time.Minute), Address: addr("192.168.1.13"), Via: "vxlan", MTU: 1450, LastSync: 5_700_000},
+			{Name: "node2", State: "alive", Address: addr("192.168.1.12"), Via: "vxlan", MTU: 1450, RTTMicro: 210, LastSync: 400},
+			{Name: "node4", State: "unknown", LastSync: -1},
+		},
+		Networks: []api.NetworkStatus{
+			{Name: "pods", Prefix: netip.MustParsePrefix("10.244.0.0/16"), Blocks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("10.244.1.0/24")},
+				Used: 12, Owned: 1 << 15, Total: 506, Overlay: "vxlan", VNI: 1, Leases: 4, DHCP: true},
+			{Name: "lab", Prefix: netip.MustParsePrefix("192.168.15.0/24"), Total: 253, Overlay: "none"},
+		},
+		Services: []api.Service{
+			{Name: "db", Namespace: "default", VIP: addr("10.103.132.104"), Ports: []api.ServicePort{{Protocol: "tcp", Port: 3306}}, Ready: 2, Total: 2},
+			{Name: "web", Namespace: "apps", VIP: addr("10.107.37.188"), Ready: 1, Total: 5,
+				Ports: []api.ServicePort{{Protocol: "tcp", Port: 80, Target: 8080, NodePort: 30080}, {Protocol: "udp", Port: 53, TargetName: "dns"}},
+				Backends: []api.ServiceBackend{
+					{Addr: addr("10.244.0.2"), Name: "web-6", Ready: true},
+					{Addr: addr("10.244.0.3"), Name: "web-7", Why: "failing: connect refused, 12 s"},
+					{Addr: addr("10.244.0.4"), Why: "node node3 is dead"},
+					{Addr: addr("10.244.0.5")}, {Addr: addr("10.244.0.6")},
+				}},
+			{Name: "api", Namespace: "apps", Ports: []api.ServicePort{{Protocol: "tcp", Port: 443}}, Select: map[string]string{"tier": "front", "app": "api"}},
+			{Name: "peers", Namespace: "apps", Headless: true, Ready: 1, Total: 1},
+			{Name: "mail", Namespace: "apps", External: "mail.example.com"},
+		},
+		Subsystems: []api.SubsystemStatus{
+			{Name: "dns", OK: true, Desired: 812, Applied: 812, Detail: "10.96.0.10:53, 1.2k q/s, cache 83 %, forward 192.168.1.1 ok 3 ms"},
+			{Name: "lb", Desired: 812, Applied: 809, Detail: "2 services, 4 backends", Error: "apply rules: operation not supported", Fix: "load the kernel module nf_tables"},
+			{Name: "overlay", OK: true, Desired: 812, Applied: 811, Detail: "2 peers, 2 routes, no drift"},
+			{Name: "dhcp", OK: true, Desired: 812, Applied: 812, Detail: "pods: 4 leases, 98 % free"},
+		},
+		Conflicts: []string{"service apps/web: node2 declares port 80, node1 port 81: node1's counts"},
+	}
+}
+
+func TestStatusScreen(t *testing.T) {
+	for name, st := range map[string]*api.Status{
+		"status": testStatus(),
+		"status-alone": {Node: "n", Started: before(26 * time.Hour), Cluster: "nodenet", Stale: true, Revision: 3,
+			Subsystems: []api.SubsystemStatus{{Name: "dns", OK: true, Desired: 3, Applied: 3, Detail: "10.96.0.10:53"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b bytes.Buffer
+			if err := writeStatus(&b, st, now); err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, b.Bytes())
+		})
+	}
+}
+
+func TestTables(t *testing.T) {
+	addr := netip.MustParseAddr
+	st := testStatus()
+	for name, table := range map[string]func(io.Writer){
+		"endpoints": func(w io.Writer) {
+			endpointTable(w, []api.Endpoint{
+				{ID: "apps.web1", Name: "web1", Namespace: "apps", Addrs: []netip.Addr{addr("10.244.0.2")}, Node: "node1", Network: "pods", Kind: "attach", Ready: true, Serving: true, Labels: map[string]string{"app": "web", "a": "b"}},
+				{ID: "0f3a", Namespace: "default", Addrs: []netip.Addr{addr("10.244.1.2"), addr("fd00::2")}, Node: "node2", Network: "pods", Kind: "cni", Ready: true},
+				{ID: "x", Name: "vm", Namespace: "default", Node: "node2", Network: "pods", Kind: "dhcp"},
+			})
+		},
+		"routes": func(w io.Writer) {
+			routeTable(w, []api.Route{
+				{Network: "pods", Prefix: netip.MustParsePrefix("10.244.0.0/24"), Node: "node1", Via: "local", Device: "nn-pods", State: "alive", InKernel: true},
+				{Network: "pods", Prefix: netip.MustParsePrefix("10.244.1.0/24"), Node: "node2", Via: "vxlan", NextHop: addr("192.168.1.12"), Device: "nv-pods", MAC: "02:00:00:00:00:02", State: "dead", Reason: "overlay vxlan"},
+			})
+		},
+		"leases": func(w io.Writer) {
+			leaseTable(w, []api.Lease{
+				{Network: "pods", Addr: addr("10.244.0.9"), MAC: "52:54:00:00:00:01", Hostname: "vm1", Server: "node1", Expires: now.Add(50 * time.Minute).Unix()},
+				{Network: "pods", Addr: addr("10.244.0.10"), MAC: "52:54:00:00:00:02", Server: "node2", Expires: before(time.Second)},
+			}, now)
+		},
+		"service": func(w io.Writer) {
+			s := st.Services[1]
+			s.Source, s.Select = "command", map[string]string{"app": "web"}
+			s.Backends[0].Ports, s.Backends[1].Ports = []uint16{8080, 53}, []uint16{8080, 0}
+			s.Backends[0].Node = "node1"
+			serviceDetail(w, &s)
+		},
+		"publish": func(w io.Writer) {
+			publishTable(w, []api.Publish{
+				{Key: "*:8443/tcp", Target: addr("10.244.0.2"), Port: 443, Source: "nodefile"},
+				{Key: "192.0.2.1:53/udp", Target: addr("10.244.0.3"), Port: 53, Endpoint: "apps.dns", Source: "command"},
+			})
+		},
+		"doctor": func(w io.Writer) {
+			doctorTable(w, []api.Check{
+				{Name: "forwarding", Status: "ok", Detail: "on"},
+				{Name: "docker", Status: "fail", Detail: "chain FORWARD drops", Fix: "nodectl firewall integrate docker"},
+			})
+		},
+		"dns": func(w io.Writer) {
+			dnsAnswer(w, &api.DNSAnswer{Rcode: "NOERROR", Flags: []string{"qr", "aa"}, Server: "10.96.0.10", Micros: 41,
+				Answer: []string{"web.apps.svc.cluster.local.\t5\tIN\tA\t10.107.37.188"}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b bytes.Buffer
+			if err := columns(&b, table); err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, b.Bytes())
+		})
+	}
+}
+
+func TestAge(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0:                       "0s",
+		59 * time.Second:        "59s",
+		134 * time.Second:       "2m14s",
+		95 * time.Minute:        "1h35m",
+		49*time.Hour + 1:        "2d1h",
+		-time.Minute:            "0s",
+		100*24*time.Hour + 1:    "100d0h",
+		time.Hour:               "1h0m",
+		time.Minute:             "1m0s",
+		time.Hour - time.Second: "59m59s",
+		24*time.Hour - 1:        "1d0h", // whole seconds: 23:59:59.999999999 was rounded by Unix
+	} {
+		if got := age(now, before(d)); got != want {
+			t.Errorf("age(%s) = %s, want %s", d, got, want)
+		}
+	}
+	if got := age(now, 0); got != "?" {
+		t.Errorf("unknown start: %s", got)
+	}
+}
