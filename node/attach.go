@@ -247,6 +247,12 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 			if nw.NoGateway {
 				ep.Gateway = netip.Addr{}
 			}
+			if r.Mode == modeIPAM {
+				// The caller makes the link, and takes its gateway from here.
+				with := *nw
+				with.NoGateway = false
+				ep.Gateway = ipam.Gateway(with, grant.Prefix)
+			}
 		case modeDHCP:
 			nw, ok := n.network(sn, r.Network)
 			if !ok {
