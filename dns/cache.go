@@ -128,6 +128,13 @@ func (c *cache) serve(ctx context.Context, q *query, next handler) (*wire.Msg, e
 		c.keep(k, refusal(wire.RcodeServerFailure), now)
 	case r != nil:
 		c.keep(k, r, now)
+		// The first answer has the TTLs that the next one will have: a client
+		// must not hold a record for longer than the cache was told to.
+		for _, s := range []*store{c.success, c.denial} {
+			if e := s.get(k, now); e != nil {
+				return e.reply(now), nil
+			}
+		}
 	}
 	return r, err
 }

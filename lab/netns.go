@@ -63,7 +63,9 @@ func addNetns(path string) error {
 // is no error when there is none.
 func removeNetns(path string) error {
 	etc := filepath.Join(netnsEtcDir, filepath.Base(path))
-	for _, f := range []string{filepath.Join(etc, "resolv.conf"), etc, netnsEtcDir} {
+	// /etc/netns itself stays: in another mount namespace it may be a mount
+	// point, which removing it here would detach there (rmdir(2)).
+	for _, f := range []string{filepath.Join(etc, "resolv.conf"), etc} {
 		os.Remove(f) // a folder goes only when it is empty
 	}
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {

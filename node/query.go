@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	mdns "github.com/miekg/dns"
 
 	"nodenet/api"
+	"nodenet/dns"
 )
 
 // query asks the node's own DNS server through the chain that a packet from
@@ -23,12 +25,18 @@ func (n *Node) query(ctx context.Context, q api.DNSQuery) (*api.DNSAnswer, error
 	if !ok {
 		return nil, invalid("dns query: %q is not a record type", q.Type)
 	}
-	m := new(mdns.Msg)
-	m.SetQuestion(name, typ)
 	start := time.Now()
-	r, err := n.dns.Query(ctx, m, n.clientFor(q.From), q.TCP)
-	if err != nil {
-		return nil, fmt.Errorf("dns query %s: %w", name, err)
+	var r *mdns.Msg
+	for _, name := range n.searchNames(q) {
+		m := new(mdns.Msg)
+		m.SetQuestion(name, typ)
+		var err error
+		if r, err = n.dns.Query(ctx, m, n.clientFor(q.From), q.TCP); err != nil {
+			return nil, fmt.Errorf("dns query %s: %w", name, err)
+		}
+		if r.Rcode == mdns.RcodeSuccess && len(r.Answer) > 0 {
+			break
+		}
 	}
 	a := &api.DNSAnswer{
 		Rcode: mdns.RcodeToString[r.Rcode], Server: n.cfg.Services.DNS.String(), Micros: time.Since(start).Microseconds(),
@@ -44,6 +52,33 @@ func (n *Node) query(ctx context.Context, q api.DNSQuery) (*api.DNSAnswer, error
 	}
 	return a, nil
 }
+
+// searchNames lists what a workload's resolver would ask for in turn: with
+// fewer dots than ndots its search list comes first (resolv.conf(5)).
+// For a question from nowhere, and for a name with a final dot, it is the name.
+func (n *Node) searchNames(q api.DNSQuery) []string {
+	full := mdns.Fqdn(q.Name)
+	if strings.HasSuffix(q.Name, ".") || !q.From.IsValid() {
+		return []string{full}
+	}
+	for _, e := range n.store.Snapshot().View().Endpoints {
+		if !slices.Contains(e.Addrs, q.From) || strings.Count(q.Name, ".") >= workloadNdots {
+			continue
+		}
+		_, search, _ := dns.WorkloadConfig(n.zone(), e.Namespace, n.cfg.Services.DNS, nil)
+		var names []string
+		for _, s := range search {
+			if name := full + mdns.Fqdn(s); len(name) < 255 {
+				names = append(names, name)
+			}
+		}
+		return append(names, full)
+	}
+	return []string{full}
+}
+
+// workloadNdots is what a workload's resolv.conf says.
+const workloadNdots = 5
 
 func rrText(rrs []mdns.RR) []string {
 	out := []string{}

@@ -58,9 +58,9 @@ For a namespace under /run/netns the resolver configuration is written to
 				r.Publish = append(r.Publish, p)
 			}
 			switch r.Mode {
-			case "bridge", "host", "none":
+			case "bridge", "dhcp", "host", "none":
 			default:
-				return usagef("--mode %s: want bridge, host or none", r.Mode)
+				return usagef("--mode %s: want bridge, dhcp, host or none", r.Mode)
 			}
 			if netns == "" && r.Mode != "host" {
 				return usagef("missing --netns: the namespace to attach, as a name under %s, a path or a process ID", netnsDir)
@@ -100,7 +100,7 @@ For a namespace under /run/netns the resolver configuration is written to
 	f.StringVar(&ip, "ip", "", "wanted address")
 	f.StringVar(&r.MAC, "mac", "", "wanted Ethernet address")
 	f.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT:PORT[/udp] of this node")
-	f.StringVar(&r.Mode, "mode", "bridge", "bridge: own address; host: the node's network, registered under the name; none: no link")
+	f.StringVar(&r.Mode, "mode", "bridge", "bridge: own address; dhcp: a link, the workload asks for its address; host: the node's network, registered under the name; none: no link")
 	f.StringVar(&r.IfName, "ifname", "eth0", "name of the interface inside")
 	f.BoolVar(&r.NoDefaultRoute, "no-default-route", false, "do not set a default route")
 	f.StringVar(&resolv, "resolv-conf", "", "where to write the resolver configuration: PATH or none (default: /etc/netns/NAME/resolv.conf for a named namespace)")
