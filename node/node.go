@@ -98,7 +98,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // open brings up everything that needs no network.
-func open(o Options) (n *Node, err error) {
+func open(o Options) (*Node, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -106,41 +106,45 @@ func open(o Options) (n *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n = &Node{
+	n := &Node{
 		opts: o, log: o.Logger, cfg: cfg, dir: cfg.Node.StateDir, started: time.Now(), bootID: randomID(),
 		declared: make(chan struct{}), leave: make(chan struct{}),
 	}
 	n.applied = n.appliedByAll
-	defer func() {
-		if err != nil {
-			n.shut()
-		}
-	}()
-	if err := n.openDir(); err != nil {
+	if err := n.openAll(); err != nil {
+		n.shut()
 		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) openAll() error {
+	if err := n.openDir(); err != nil {
+		return err
 	}
 	id, err := gossip.LoadIdentity(n.dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	n.identity, n.self = id, id.ID
-	if n.cluster, err = openCluster(cfg, n.log); err != nil {
-		return nil, err
+	// Before a cluster is made: a host without an address must not leave one behind.
+	if err := n.observeLocal(); err != nil {
+		return err
 	}
-	secret, err := gossip.ReadSecret(cfg.Cluster.Secret)
+	if n.cluster, err = openCluster(n.cfg, n.log); err != nil {
+		return err
+	}
+	secret, err := gossip.ReadSecret(n.cfg.Cluster.Secret)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := n.openState(); err != nil {
-		return nil, err
+		return err
 	}
 	n.alloc = ipam.NewAllocator(n.store)
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if err := n.observeLocal(); err != nil {
-		return nil, err
-	}
-	return n, n.openParts(id, secret, reg)
+	return n.openParts(id, secret, reg)
 }
 
 func (n *Node) openDir() error {

@@ -13,7 +13,8 @@ import (
 )
 
 // ObserveLocal finds the device that carries the address want, or with a zero
-// want the source address of the default route, in the network namespace of
+// want the source address of the default route, or without one the only
+// address that the host has, in the network namespace of
 // the calling thread. It fills Underlay, UnderlayDev, UnderlayMTU and OnLink
 // and waits for nothing: a host whose address has yet to come gets an error
 // and may ask again.
@@ -93,7 +94,35 @@ func defaultSource(addrs []netlink.Addr) (netip.Addr, int, error) {
 			}
 		}
 	}
-	return netip.Addr{}, 0, fmt.Errorf("find this node's address: there is no default route; set `advertise` in the node block")
+	return soleAddress(addrs)
+}
+
+// soleAddress stands in for the default route that an isolated network may
+// lack: when the host has just one address, there is nothing to choose.
+func soleAddress(addrs []netlink.Addr) (netip.Addr, int, error) {
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return netip.Addr{}, 0, fmt.Errorf("list links: %w", err)
+	}
+	skip := map[int]bool{}
+	for _, l := range links {
+		a := l.Attrs()
+		skip[a.Index] = a.Flags&net.FlagLoopback != 0 || a.Flags&net.FlagUp == 0 || strings.HasPrefix(a.Alias, AliasPrefix)
+	}
+	var found []netlink.Addr
+	for _, a := range addrs {
+		if ip := addrOf(a.IP); ip.Is4() && a.Scope == unix.RT_SCOPE_UNIVERSE && !skip[a.LinkIndex] {
+			found = append(found, a)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return netip.Addr{}, 0, fmt.Errorf("find this node's address: no interface has one; give one an address, or set `advertise` in the node block")
+	case 1:
+		return addrOf(found[0].IP), found[0].LinkIndex, nil
+	}
+	return netip.Addr{}, 0, fmt.Errorf("find this node's address: there is no default route and %s and %s to choose from; set `advertise` in the node block",
+		found[0].IP, found[1].IP)
 }
 
 // HostRoute is a route of the host that is not ours.
