@@ -50,7 +50,7 @@ func docsEnv() Env {
 // TestDocs parses every nodefile example of the pages. One that is followed by
 // a text block of errors must have just these.
 func TestDocs(t *testing.T) {
-	for _, page := range []string{"../docs/nodefile.md", "README.md"} {
+	for _, page := range []string{"../docs/nodefile.md", "../README.md", "README.md"} {
 		all := fences(t, page)
 		parsed := 0
 		for i, f := range all {

@@ -111,7 +111,7 @@ func (st *Status) line() string {
 		case u.RTT > 0:
 			addr += " ok " + short(u.RTT)
 		default:
-			addr += " ok"
+			addr += " not asked yet"
 		}
 		parts = append(parts, "forward "+addr)
 	}

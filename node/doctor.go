@@ -79,7 +79,7 @@ func checkSysctls() []api.Check {
 	fwd := api.Check{Name: "ip forwarding", Status: okay, Detail: "net.ipv4.ip_forward = 1"}
 	if v := sysctl("net/ipv4/ip_forward"); v != "1" {
 		fwd = api.Check{Name: "ip forwarding", Status: bad, Detail: "net.ipv4.ip_forward = " + v,
-			Fix: "the daemon sets it; something sets it back: look in /etc/sysctl.d"}
+			Fix: "the daemon sets it while it runs; if it does, something sets it back: look in /etc/sysctl.d"}
 	}
 	out = append(out, fwd)
 	br := api.Check{Name: "bridge-nf-call-iptables", Status: okay, Detail: "br_netfilter not loaded"}
