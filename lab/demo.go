@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -108,9 +109,26 @@ func (d *demo) args(argv []string) []string {
 	return slices.Concat(argv[:2], flags, argv[2:])
 }
 
-// text is what a person would type.
+// text is what a person would type here.
 func (d *demo) text(argv []string) string {
-	return "nodectl " + strings.Join(d.args(argv), " ")
+	return shellName(d.binary) + " " + strings.Join(d.args(argv), " ")
+}
+
+// shellName is how a shell in the working directory finds a program: by its
+// name when PATH leads to it, else by the shorter of its two paths.
+func shellName(binary string) string {
+	name := filepath.Base(binary)
+	if found, err := exec.LookPath(name); err == nil && found == binary {
+		return name
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return binary
+	}
+	if rel, err := filepath.Rel(wd, binary); err == nil && len(rel)+2 < len(binary) {
+		return "./" + rel
+	}
+	return binary
 }
 
 func (d *demo) prompt(argv []string) {
