@@ -52,7 +52,15 @@ func Enter(v View, argv []string) error {
 		}
 	}
 	// Slave, not private: namespaces pinned later must appear here.
-	if err := unix.Mount("", "/", "none", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+	err := unix.Mount("", "/", "none", unix.MS_SLAVE|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) {
+		// The root is no mount point, as in a plain chroot: it becomes one,
+		// in this mount namespace only.
+		if err = unix.Mount("/", "/", "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = unix.Mount("", "/", "none", unix.MS_SLAVE|unix.MS_REC, "")
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("detach mounts from the machine's: %w", err)
 	}
 	// Some containers may not mount sysfs; little looks there.
