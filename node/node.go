@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -82,6 +83,7 @@ type Node struct {
 	attaching inflight      // endpoint IDs being attached or detached
 	checked   healthTable
 	declared  chan struct{} // closed once our own records are written
+	leaving   atomic.Bool   // the address space is being handed over: nothing is allocated
 	leave     chan struct{} // closed when the node has left the cluster
 	leaveOnce sync.Once
 }

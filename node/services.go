@@ -266,10 +266,18 @@ func publishOf(p state.Publish) api.Publish {
 
 // leaveCluster hands the node's address space over, says so to the peers and
 // lets Run return. Workloads must be gone first.
-func (n *Node) leaveCluster(ctx context.Context) error {
+func (n *Node) leaveCluster(ctx context.Context) (err error) {
 	if err := n.waitDeclared(ctx); err != nil {
 		return err
 	}
+	if !n.leaving.CompareAndSwap(false, true) {
+		return &api.Error{Message: "the node is leaving already", Code: api.CodeNotReady}
+	}
+	defer func() {
+		if err != nil {
+			n.leaving.Store(false)
+		}
+	}()
 	var heir state.NodeID
 	for _, nv := range n.store.Snapshot().View().Nodes {
 		if !nv.Self && nv.State == state.Alive && (heir == "" || nv.ID < heir) {
@@ -285,7 +293,7 @@ func (n *Node) leaveCluster(ctx context.Context) error {
 	if err := ipam.HandOver(ctx, n.store, n.self, n.ringID(), heir, asker{n}); err != nil {
 		return fmt.Errorf("hand the address space over: %w", err)
 	}
-	_, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+	_, err = n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
 		if err := n.checkNoWorkloads(sn); err != nil {
 			return nil, err
 		}

@@ -101,6 +101,9 @@ func (n *Node) spec(ring string) (ipam.Spec, bool) {
 // up; it then asks the others for more and tries again.
 func (n *Node) writeWithSpace(ctx context.Context, fn func(*state.Snapshot) ([]state.Op, error)) (uint64, error) {
 	for try := 0; ; try++ {
+		if n.leaving.Load() {
+			return 0, errLeaving
+		}
 		rev, err := n.store.Write(ctx, fn)
 		var need *ipam.NeedSpaceError
 		if !errors.As(err, &need) || try == 3 {
@@ -115,6 +118,10 @@ func (n *Node) writeWithSpace(ctx context.Context, fn func(*state.Snapshot) ([]s
 		}
 	}
 }
+
+// errLeaving keeps a leaving node from asking for the space that it has just
+// given away.
+var errLeaving = &api.Error{Message: "the node is leaving its cluster: it gives out no addresses", Code: api.CodeNotReady}
 
 // apiError gives ipam's errors the codes that callers of the API know.
 func apiError(err error) error {
@@ -155,6 +162,9 @@ func (n *Node) runSpace(ctx context.Context) error {
 		case <-retry.C:
 		case <-ctx.Done():
 			return nil
+		}
+		if n.leaving.Load() {
+			continue
 		}
 		if err := errors.Join(n.openBlocks(ctx), n.assignVIPs(ctx)); err != nil && ctx.Err() == nil {
 			n.log.Info("address space not ready, will try again", "in", wait, "err", err)
@@ -292,6 +302,9 @@ func portsOf(m map[string]uint16) []uint16 {
 
 // pickLease chooses an address for a DHCP client; it is the book's way to ipam.
 func (n *Node) pickLease(sn *state.Snapshot, network string, c dhcp.Client, held func(netip.Addr) bool) (dhcp.Pick, error) {
+	if n.leaving.Load() {
+		return dhcp.Pick{}, errLeaving
+	}
 	nw, ok := n.network(sn, network)
 	if !ok {
 		return dhcp.Pick{}, fmt.Errorf("network %s is not declared on this node", network)
