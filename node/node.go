@@ -163,7 +163,7 @@ func (n *Node) openDir() error {
 	}
 	n.lock = f
 	if when, err := os.ReadFile(filepath.Join(n.dir, leftFile)); err == nil {
-		return fmt.Errorf("this node left its cluster on %s: run `nodectl join TOKEN` to join one, or `nodectl init` to make a new one", when)
+		return fmt.Errorf("%w on %s: run `nodectl join TOKEN` to join one, or `nodectl init` to make a new one", ErrLeft, when)
 	}
 	return nil
 }
@@ -241,7 +241,9 @@ type task struct {
 	run  func(context.Context) error
 }
 
-var errLeft = errors.New("left the cluster")
+// ErrLeft is what Run returns when the node has left its cluster, now or at
+// some time before: starting it again changes nothing.
+var ErrLeft = errors.New("this node left its cluster")
 
 func (n *Node) run(ctx context.Context) error {
 	srv, err := n.listen()
@@ -276,16 +278,14 @@ func (n *Node) run(ctx context.Context) error {
 	g.Go(func() error {
 		select {
 		case <-n.leave:
-			return errLeft
+			return ErrLeft
 		case <-ctx.Done():
 			return nil
 		}
 	})
-	if err := g.Wait(); err != nil && !errors.Is(err, errLeft) {
-		return err
-	}
+	err = g.Wait()
 	n.log.Info("nodenet stops", "node", n.cfg.Node.Name)
-	return nil
+	return err
 }
 
 // observeLocal finds the interface that carries the node's addresses. It

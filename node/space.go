@@ -154,6 +154,7 @@ func (n *Node) runSpace(ctx context.Context) error {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	wait := 200 * time.Millisecond
+	var shared time.Time
 	for {
 		select {
 		case <-feed.C():
@@ -165,6 +166,10 @@ func (n *Node) runSpace(ctx context.Context) error {
 		}
 		if n.leaving.Load() {
 			continue
+		}
+		if time.Since(shared) >= shareEvery {
+			n.shareRings(ctx)
+			shared = time.Now()
 		}
 		if err := errors.Join(n.openBlocks(ctx), n.assignVIPs(ctx)); err != nil && ctx.Err() == nil {
 			n.log.Info("address space not ready, will try again", "in", wait, "err", err)
@@ -196,6 +201,27 @@ func (n *Node) openBlocks(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// shareEvery bounds how often a node without a share asks.
+const shareEvery = 10 * time.Second
+
+// shareRings asks for a part of the VIPs and node ports while peers can be
+// asked: a node that is cut off later can go on making services. Having got
+// none is no fault; it is asked for again when it is needed.
+func (n *Node) shareRings(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, shareEvery/2)
+	defer cancel()
+	for _, name := range []string{state.RingServices, state.RingNodePorts} {
+		ring := ipam.Resolve(n.store.Snapshot(), name, n.ringID())
+		if ring == nil || len(ring.Owned(n.self)) > 0 {
+			continue
+		}
+		spec, _ := n.spec(name)
+		if err := ipam.Grow(ctx, n.store, n.self, n.ringID(), spec, netip.Prefix{}, asker{n}); err != nil {
+			n.log.Debug("no share of a ring yet", "ring", name, "err", err)
+		}
+	}
 }
 
 // blockOps opens the first block of a network, or the next one when little is left.

@@ -111,7 +111,7 @@ its names, routes and backends go away. For a restart, just stop the daemon.`,
 				return err
 			}
 			return c.print(api.Empty{}, func(w io.Writer) {
-				fmt.Fprintln(w, "left the cluster; stop the daemon and run 'nodectl cleanup' to remove the rest")
+				fmt.Fprintln(w, "left the cluster, the daemon has stopped; 'nodectl cleanup' removes what it left in the kernel")
 			})
 		},
 	}

@@ -14,6 +14,7 @@ import (
 
 	"nodenet/api"
 	"nodenet/config"
+	"nodenet/node"
 )
 
 // Exit statuses. A command run by `lab exec` passes its own on.
@@ -21,6 +22,9 @@ const (
 	exitOK    = 0
 	exitError = 1
 	exitUsage = 2
+	// exitLeft is run's alone: the node has left its cluster, and starting it
+	// again changes nothing (RestartPreventExitStatus in the unit).
+	exitLeft = 3
 )
 
 // envSocket names the control socket where --socket does not.
@@ -70,6 +74,9 @@ func (c *cli) execute(ctx context.Context, args []string) int {
 	if errors.As(err, &usage) {
 		fmt.Fprintf(c.err, "Run '%s --help' for usage.\n", cmd.CommandPath())
 		return exitUsage
+	}
+	if errors.Is(err, node.ErrLeft) {
+		return exitLeft
 	}
 	return exitError
 }
