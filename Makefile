@@ -8,7 +8,7 @@ FUZZTIME ?= 10s
 # The linter's version is that of .ci/deps.
 STATICCHECK := $(firstword $(wildcard bin/staticcheck) staticcheck)
 
-.PHONY: build install test test-unit test-e2e lint fuzz golden bench demo clean help root deps
+.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench demo clean help root deps
 
 build: ## build ./bin/nodectl
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/nodectl ./cmd/nodectl
@@ -36,6 +36,8 @@ test: root deps ## everything CI runs: lint, unit tests, end to end; as root
 	@$(MAKE) --no-print-directory build
 	@echo '== unit tests, -race'
 	@./.ci/gotest -race -count=1 -timeout 10m $$(go list ./... | grep -v '/test/' | grep -v '/test$$') ./test/arch
+	@echo '== address space, long'
+	@./.ci/gotest -count=1 -timeout 5m ./ipam -run TestCluster -rapid.checks=2000 -rapid.steps=60
 	@$(MAKE) --no-print-directory test-e2e
 
 test-e2e: root build ## end to end, in network namespaces; as root
@@ -68,6 +70,10 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 golden: ## write the golden files anew; then read the diff
 	go test $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u) -update
 	@git --no-pager diff --stat -- '*testdata*' 2>/dev/null || true
+
+docs: root build ## write the labs' pages anew, with real output; then read the diff
+	@PATH="$(CURDIR)/bin:$$PATH:/usr/sbin:/sbin" NODENET_E2E=1 NODENET_UPDATE_DOCS=1 go test -count=1 ./test/labs
+	@git --no-pager diff --stat -- docs 2>/dev/null || true
 
 bench: ## benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
