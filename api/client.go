@@ -39,12 +39,23 @@ func NewClient(socket string) *Client {
 		socket: socket,
 		http: &http.Client{Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return dialer.DialContext(ctx, "unix", socket)
+				c, err := dialer.DialContext(ctx, "unix", socket)
+				if errors.Is(err, fs.ErrPermission) {
+					// Looking is allowed to everybody, on the socket beside it.
+					if ro, roErr := dialer.DialContext(ctx, "unix", ReadOnlySocket(socket)); roErr == nil {
+						return ro, nil
+					}
+				}
+				return c, err
 			},
 			MaxIdleConns: 4,
 		}},
 	}
 }
+
+// ReadOnlySocket returns the path of the socket beside a control socket that
+// every user may read from.
+func ReadOnlySocket(socket string) string { return strings.TrimSuffix(socket, ".sock") + "-ro.sock" }
 
 // Socket returns the path that the client dials.
 func (c *Client) Socket() string { return c.socket }

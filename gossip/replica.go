@@ -188,10 +188,14 @@ owners:
 // together first.
 func (r *replica) deltas(s *session, f *deltas, o *outcome) {
 	list := f.Deltas
+	if p := s.pending; p != nil && (len(list) != 1 || !continues(p, &list[0])) {
+		// The rest was lost in a full queue: what came of it is no whole set.
+		s.pending, s.size = nil, 0
+		o.errs = append(o.errs, fmt.Errorf("merge replacement of %s: its end did not come", p.Owner.Short()))
+	}
 	if s.pending != nil || f.Partial {
-		if len(list) != 1 || s.pending != nil && list[0].Owner != s.pending.Owner {
-			s.pending, s.size = nil, 0
-			o.errs = append(o.errs, errors.New("merge replacement: its parts do not belong together"))
+		if len(list) != 1 || !list[0].Replace {
+			o.errs = append(o.errs, errors.New("merge replacement: not a part of one"))
 			return
 		}
 		if s.pending == nil {
@@ -212,6 +216,12 @@ func (r *replica) deltas(s *session, f *deltas, o *outcome) {
 		s.pending, s.size = nil, 0
 	}
 	r.apply(&push{Deltas: list}, o)
+}
+
+// continues reports whether d is a further part of the replacement p. Any other
+// delta must not be taken for its end: the records in between would be deleted.
+func continues(p, d *state.Delta) bool {
+	return d.Replace && d.Owner == p.Owner && d.To == p.To && d.Floor == p.Floor
 }
 
 // apply merges what a frame carries and reports whether a gap showed that

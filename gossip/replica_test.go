@@ -240,6 +240,28 @@ func TestPartsThatDoNotBelongTogether(t *testing.T) {
 	}
 }
 
+// What follows a replacement that broke off is taken for what it is.
+func TestDeltaAfterABrokenReplacement(t *testing.T) {
+	a, b := newStore(t, state.Options{}), newStore(t, state.Options{})
+	defer a.Close()
+	defer b.Close()
+	write(t, a, name("one"), name("two"))
+	r := &replica{tables: b}
+	old := a.Snapshot().Delta(a.Self(), state.Mark{}, 0)
+	r.handle(&session{}, &deltas{Deltas: []state.Delta{old}})
+
+	var sess session
+	part := old
+	part.Replace, part.Records = true, old.Records[:1]
+	write(t, a, name("three"))
+	part.To = a.Snapshot().Head(a.Self()).Mark
+	r.handle(&sess, &deltas{Deltas: []state.Delta{part}, Partial: true})
+	r.handle(&sess, &deltas{Deltas: []state.Delta{a.Snapshot().Delta(a.Self(), old.To, 0)}})
+	if d := diffTables(a.Snapshot(), b.Snapshot()); d != "" {
+		t.Error(d)
+	}
+}
+
 // badTables refuses one record, as a store does with a value that it cannot decode.
 type badTables struct{ *state.Store }
 

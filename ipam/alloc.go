@@ -205,6 +205,9 @@ func (s *scope) take(a netip.Addr, wanted bool) (Grant, []state.Op, error) {
 	if !ring.Owns(s.self, b) {
 		return Grant{}, nil, &NeedSpaceError{Ring: s.net.Name, Want: b}
 	}
+	if until, ok := ring.resting(spanOf(b), s.now); ok {
+		return Grant{}, nil, restError(until)
+	}
 	if why := s.why(a, b, wanted); why != "" {
 		return Grant{}, nil, fmt.Errorf("%s: %w", why, ErrInUse)
 	}
@@ -267,6 +270,9 @@ func (s *scope) pin() (netip.Prefix, error) {
 	if !ring.Owns(s.self, p) {
 		return p, &NeedSpaceError{Ring: s.net.Name, Want: p}
 	}
+	if until, ok := ring.resting(spanOf(p), s.now); ok {
+		return p, fmt.Errorf("pinned block %s: %w", p, restError(until))
+	}
 	return p, nil
 }
 
@@ -297,13 +303,17 @@ func (s *scope) next() (netip.Prefix, netip.Addr, error) {
 
 // blockTaken says what keeps a block from being opened, or "".
 func (s *scope) blockTaken(p netip.Prefix) string {
+	gone := s.sn.Gone()
 	for rec, b := range state.All[state.Block](s.sn) {
+		if gone.Record(&rec) {
+			continue
+		}
 		if b.Network == s.net.Name && b.Prefix.Overlaps(p) {
 			return "opened by " + nodeName(s.sn, rec.ID.Owner)
 		}
 	}
 	for rec, n := range state.All[state.Network](s.sn) {
-		if n.Name == s.net.Name && rec.ID.Owner != s.self && n.Pin.IsValid() && n.Pin.Overlaps(p) {
+		if n.Name == s.net.Name && rec.ID.Owner != s.self && n.Pin.IsValid() && n.Pin.Overlaps(p) && !gone.Node(rec.ID.Owner) {
 			return "pinned by " + nodeName(s.sn, rec.ID.Owner)
 		}
 	}
@@ -372,12 +382,13 @@ func (s *scope) grant(a netip.Addr, b netip.Prefix) Grant {
 	return Grant{Addr: a, Prefix: b, Gateway: Gateway(*s.net, b)}
 }
 
-// Gateway returns the address of the bridge in a block: Network.Gateway, or
-// the first host address of the block. It is zero where the bridge has none.
+// Gateway returns the address of the bridge in a block: Network.Gateway where
+// it lies in the block, or the first host address of the block. It is zero
+// where the bridge has none.
 func Gateway(n state.Network, block netip.Prefix) netip.Addr {
 	first := block.Masked().Addr()
 	switch {
-	case n.Gateway.IsValid():
+	case n.Gateway.IsValid() && block.Contains(n.Gateway):
 		return n.Gateway
 	case n.NoGateway || block.IsSingleIP():
 		return netip.Addr{}

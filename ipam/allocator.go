@@ -194,6 +194,10 @@ func (a *Allocator) given(network string, addr netip.Addr) {
 func (a *Allocator) follow() {
 	changed, all, sn := a.feed.Take()
 	self := a.store.Self()
+	for i := range changed {
+		// What counts changes with it, in many records.
+		all = all || changed[i].ID.Kind == state.KindForgotten
+	}
 	if all || a.index == nil {
 		a.index, a.rings = newTable(self), nil
 		a.index.load(sn, "")

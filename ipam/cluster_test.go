@@ -81,6 +81,7 @@ type simNode struct {
 	alloc *Allocator
 	epoch uint64
 	left  bool
+	down  bool // dead, perhaps forgotten
 }
 
 func (n *simNode) open(tb fatal) {
@@ -171,6 +172,9 @@ func (c *cluster) Ask(ctx context.Context, to state.NodeID, a Ask) ([]state.Reco
 		return nil, err
 	}
 	n := c.byID[to]
+	if n.down {
+		return nil, errLost
+	}
 	recs, err := ServeAsk(ctx, n.store, n.id, ringID, got)
 	if l == replyLost {
 		return nil, errLost
@@ -279,7 +283,7 @@ func attach(s *state.Store, id state.NodeID, allocate func(*state.Snapshot, stat
 		if g, ops, err = allocate(sn, id, r); err != nil {
 			return nil, err
 		}
-		ep := state.Endpoint{ID: r.ID, Network: r.Network.Name, Namespace: r.Namespace, Name: r.Name, Addrs: []netip.Addr{g.Addr}, Kind: state.EndpointCNI, Created: r.Now.Unix()}
+		ep := state.Endpoint{ID: r.ID, Network: r.Network.Name, Namespace: r.Namespace, Name: r.Name, Addrs: []netip.Addr{g.Addr}, Kind: state.EndpointCNI, Ready: true, Created: r.Now.Unix()}
 		return append(ops, state.Put(state.Owner, state.KindEndpoint, r.ID, ep)), nil
 	})
 	return g, err

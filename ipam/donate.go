@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"nodenet/state"
 )
@@ -49,14 +50,19 @@ func Bootstrap(sn *state.Snapshot, self state.NodeID, ringID string, specs []Spe
 		return nil
 	}
 	var ops []state.Op
-	if founder(sn, ringID) == "" {
+	// As high as the right to make rings: above what a founder whose right was
+	// taken over may have made without anybody hearing of it.
+	gen := uint64(1)
+	if seat := Resolve(sn, ringSeat, ringID); seat != nil {
+		gen = seat.gen(seatPrefix)
+	} else {
 		specs = append([]Spec{{Ring: ringSeat, Prefix: seatPrefix}}, specs...)
 	}
 	for _, s := range specs {
 		if s.Ring == "" || !s.Prefix.IsValid() || Resolve(sn, s.Ring, ringID) != nil {
 			continue
 		}
-		ops = append(ops, rangeOp(state.Range{Ring: s.Ring, RingID: ringID, Prefix: s.Prefix.Masked(), Owner: self}, 1))
+		ops = append(ops, rangeOp(state.Range{Ring: s.Ring, RingID: ringID, Prefix: s.Prefix.Masked(), Owner: self}, gen))
 	}
 	return ops
 }
@@ -99,7 +105,7 @@ func Donate(sn *state.Snapshot, self state.NodeID, ringID string, a Ask) ([]stat
 			return nil, fmt.Errorf("donate %s: %w", title(a.Ring), ErrNoRing)
 		}
 		ops = Bootstrap(sn, self, ringID, []Spec{{Ring: a.Ring, Prefix: a.Prefix}})
-		ring = resolve([]claim{{a.Prefix.Masked(), self, 1}})
+		ring = resolve([]claim{{prefix: a.Prefix.Masked(), owner: self, gen: ops[0].Gen}})
 		ring.Name, ring.ID = a.Ring, ringID
 	}
 	give := func(p netip.Prefix) {
@@ -142,6 +148,9 @@ func donatable(sn *state.Snapshot, ring *Ring, self, to state.NodeID, want netip
 		return fmt.Errorf("donate %s: outside of %s: %w", want, title(ring.Name), ErrNotOurs)
 	}
 	w := spanOf(want)
+	if until, ok := ring.resting(w, time.Now()); ok {
+		return fmt.Errorf("donate %s of %s: %w", want, title(ring.Name), restError(until))
+	}
 	for _, b := range busy(sn, ring, to) {
 		if b.from.Compare(w.to) <= 0 && b.to.Compare(w.from) >= 0 {
 			return fmt.Errorf("donate %s of %s: %s holds %s there: %w", want, title(ring.Name), nodeName(sn, self), b, ErrInUse)
@@ -232,8 +241,9 @@ func busy(sn *state.Snapshot, r *Ring, to state.NodeID) []span {
 	if r.Name == state.RingServices || r.Name == state.RingNodePorts {
 		return out
 	}
-	for _, ep := range state.All[state.Endpoint](sn) {
-		if ep.Network == r.Name {
+	gone := sn.Gone()
+	for rec, ep := range state.All[state.Endpoint](sn) {
+		if ep.Network == r.Name && !gone.Record(&rec) {
 			for _, a := range ep.Addrs {
 				one(a)
 			}
@@ -249,9 +259,9 @@ func busy(sn *state.Snapshot, r *Ring, to state.NodeID) []span {
 
 // closed returns what of a ring node cannot open: of a network, the opened
 // blocks, those excluded and those pinned by other nodes; of the rings of
-// single addresses, what is in use. It is not sorted.
+// single addresses, what is in use; of both, what is in quarantine. It is not sorted.
 func closed(sn *state.Snapshot, r *Ring, node state.NodeID) []span {
-	var out []span
+	out := r.quarantine(time.Now())
 	switch r.Name {
 	case state.RingServices:
 		// Nobody can be given these two; see AllocateVIP.
@@ -267,13 +277,17 @@ func closed(sn *state.Snapshot, r *Ring, node state.NodeID) []span {
 		}
 		return out
 	}
-	for _, b := range state.All[state.Block](sn) {
-		if b.Network == r.Name && b.Prefix.IsValid() {
+	gone := sn.Gone()
+	for rec, b := range state.All[state.Block](sn) {
+		if b.Network == r.Name && b.Prefix.IsValid() && !gone.Record(&rec) {
 			out = append(out, spanOf(b.Prefix))
 		}
 	}
 	for rec, n := range state.All[state.Network](sn) {
 		if n.Name != r.Name {
+			continue
+		}
+		if gone.Node(rec.ID.Owner) {
 			continue
 		}
 		if n.Pin.IsValid() && rec.ID.Owner != node {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"nodenet/state"
 )
@@ -128,6 +129,9 @@ func Leave(sn *state.Snapshot, self state.NodeID, ringID string, to state.NodeID
 		ring := Resolve(sn, name, ringID)
 		for _, p := range ring.Owned(self) {
 			r := state.Range{Ring: name, RingID: ringID, Prefix: p, Owner: to, Donor: self}
+			if until, ok := ring.resting(spanOf(p), time.Now()); ok {
+				r.Until = until.Unix()
+			}
 			ops = append(ops, rangeOp(r, ring.gen(p)+1))
 		}
 	}

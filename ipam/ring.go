@@ -18,6 +18,9 @@ type Part struct {
 	// Owner, the lowest node ID among the claimants, goes on; these must not
 	// give out anything here.
 	Contested []state.NodeID
+	// Until is when a part that was taken over may be used, in Unix seconds;
+	// zero: at once.
+	Until int64
 }
 
 // Ring is a ring at one snapshot: disjoint parts in address order. It is
@@ -38,6 +41,8 @@ type claim struct {
 	prefix netip.Prefix
 	owner  state.NodeID
 	gen    uint64
+	from   state.NodeID // it was taken from; empty: given
+	until  int64
 }
 
 // Resolve returns the ring of that name and ID, or nil when the snapshot holds
@@ -51,7 +56,7 @@ func Resolve(sn *state.Snapshot, ring, ringID string) *Ring {
 		case r.RingID != ringID:
 			foreign = append(foreign, r.RingID)
 		default:
-			claims = append(claims, claim{r.Prefix.Masked(), r.Owner, rec.Version.Gen})
+			claims = append(claims, claim{r.Prefix.Masked(), r.Owner, rec.Version.Gen, r.From, r.Until})
 		}
 	}
 	if len(claims) == 0 {
@@ -123,20 +128,20 @@ func resolve(claims []claim) *Ring {
 func stronger(p Part, c claim) Part {
 	switch {
 	case p.Owner == "" || c.gen > p.Gen:
-		return Part{Owner: c.owner, Gen: c.gen}
+		return Part{Owner: c.owner, Gen: c.gen, Until: c.until}
 	case c.gen < p.Gen || c.owner == p.Owner || slices.Contains(p.Contested, c.owner):
 		return p
 	}
 	all := append(slices.Clone(p.Contested), p.Owner, c.owner)
 	slices.Sort(all)
-	return Part{Owner: all[0], Gen: p.Gen, Contested: all[1:]}
+	return Part{Owner: all[0], Gen: p.Gen, Contested: all[1:], Until: max(p.Until, c.until)}
 }
 
 // add appends a part, joined to the one before where nothing tells them apart.
 func (r *Ring) add(p Part) {
 	if n := len(r.Parts); n > 0 {
 		q := &r.Parts[n-1]
-		if q.Owner == p.Owner && q.Gen == p.Gen && q.To.Next() == p.From && slices.Equal(q.Contested, p.Contested) {
+		if q.Owner == p.Owner && q.Gen == p.Gen && q.Until == p.Until && q.To.Next() == p.From && slices.Equal(q.Contested, p.Contested) {
 			q.To = p.To
 			return
 		}

@@ -14,7 +14,8 @@ type table struct {
 	self state.NodeID
 	nets map[string]*netTable
 	// eps remembers what an endpoint held: a tombstone does not say.
-	eps map[state.ID]*state.Endpoint
+	eps  map[state.ID]*state.Endpoint
+	gone state.Gone // what counts no longer
 }
 
 // netTable is the table of one network.
@@ -40,7 +41,11 @@ func newTable(self state.NodeID) *table {
 
 // load fills an empty table with one network, or with all when only is "".
 func (t *table) load(sn *state.Snapshot, only string) {
+	t.gone = sn.Gone()
 	for rec, ep := range state.All[state.Endpoint](sn) {
+		if t.gone.Record(&rec) {
+			continue
+		}
 		if only == "" || ep.Network == only {
 			t.putEndpoint(rec.ID, ep)
 		}
@@ -56,7 +61,7 @@ func (t *table) load(sn *state.Snapshot, only string) {
 		}
 	}
 	for rec, b := range state.All[state.Block](sn) {
-		if rec.ID.Owner == t.self && (only == "" || b.Network == only) {
+		if rec.ID.Owner == t.self && !t.gone.Record(&rec) && (only == "" || b.Network == only) {
 			t.net(b.Network).blocks[rec.ID.Key] = b.Prefix.Masked()
 		}
 	}
@@ -82,9 +87,9 @@ func (t *table) apply(rec *state.Record) (gone *state.Endpoint) {
 	case state.KindEndpoint:
 		old := t.eps[rec.ID]
 		t.dropEndpoint(rec.ID)
-		if ep, ok := rec.Val().(*state.Endpoint); ok {
+		if ep, ok := rec.Val().(*state.Endpoint); ok && !t.gone.Record(rec) {
 			t.putEndpoint(rec.ID, ep)
-		} else if rec.ID.Owner == t.self {
+		} else if !ok && rec.ID.Owner == t.self {
 			return old
 		}
 	case state.KindLease:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"nodenet/state"
 )
@@ -57,6 +58,9 @@ func AllocateVIP(sn *state.Snapshot, self state.NodeID, ringID string, prefix ne
 		case ring.Owner(want) != self:
 			return netip.Addr{}, fmt.Errorf("allocate VIP %s: %w", want, &NeedSpaceError{Ring: state.RingServices, Want: netip.PrefixFrom(want, want.BitLen())})
 		}
+		if until, ok := ring.resting(span{want, want}, time.Now()); ok {
+			return netip.Addr{}, fmt.Errorf("allocate VIP %s: %w", want, restError(until))
+		}
 		return want, nil
 	}
 	start := prefix.Addr()
@@ -65,7 +69,7 @@ func AllocateVIP(sn *state.Snapshot, self state.NodeID, ringID string, prefix ne
 			start = a.Next()
 		}
 	}
-	a, ok := pick(intersect(ring.owned(self), []span{spanOf(prefix)}), start, func(a netip.Addr) bool { return why(a) == "" })
+	a, ok := pick(intersect(ring.usable(self, time.Now()), []span{spanOf(prefix)}), start, func(a netip.Addr) bool { return why(a) == "" })
 	if !ok {
 		return netip.Addr{}, fmt.Errorf("allocate VIP: %w", &NeedSpaceError{Ring: state.RingServices})
 	}
@@ -94,12 +98,15 @@ func AllocateNodePort(sn *state.Snapshot, self state.NodeID, ringID string, firs
 		case ring.Owner(PortAddr(want)) != self:
 			return 0, fmt.Errorf("allocate node port %d: %w", want, &NeedSpaceError{Ring: state.RingNodePorts, Want: netip.PrefixFrom(PortAddr(want), 32)})
 		}
+		if until, ok := ring.resting(span{PortAddr(want), PortAddr(want)}, time.Now()); ok {
+			return 0, fmt.Errorf("allocate node port %d: %w", want, restError(until))
+		}
 		return want, nil
 	}
 	if first > last {
 		return 0, fmt.Errorf("allocate node port: range %d-%d is empty: %w", first, last, ErrExhausted)
 	}
-	set := intersect(ring.owned(self), []span{{PortAddr(first), PortAddr(last)}})
+	set := intersect(ring.usable(self, time.Now()), []span{{PortAddr(first), PortAddr(last)}})
 	a, ok := pick(set, PortAddr(first), func(a netip.Addr) bool { return used[AddrPort(a)] == "" })
 	if !ok {
 		return 0, fmt.Errorf("allocate node port: %w", &NeedSpaceError{Ring: state.RingNodePorts})

@@ -159,6 +159,9 @@ func checkAttach(r *api.AttachRequest) error {
 	if (r.Mode == modeBridge || r.Mode == modeDHCP || r.Mode == modeIPAM) && r.Network == "" {
 		return invalid("attach %s: no network given", r.ID)
 	}
+	if len(r.Network) > 128 || strings.ContainsAny(r.Network, "/\x00\n") {
+		return invalid("network name %q: want at most 128 characters without '/'", r.Network)
+	}
 	if !isLabel(r.Namespace) {
 		return invalid("namespace %q: want a DNS label (a-z, 0-9 and -, at most 63 characters)", r.Namespace)
 	}
@@ -170,10 +173,28 @@ func checkAttach(r *api.AttachRequest) error {
 	if len(r.ID) > 256 || strings.ContainsAny(r.ID, "\x00\n") {
 		return invalid("endpoint ID of %d bytes: want at most 256 printable ones", len(r.ID))
 	}
+	hostPorts := map[string]bool{}
+	for _, p := range r.Publish {
+		proto := cmp.Or(p.Protocol, "tcp")
+		key := state.Publish{HostAddr: p.HostAddr, HostPort: p.HostPort, Protocol: proto}.Key()
+		switch {
+		case proto != "tcp" && proto != "udp":
+			return invalid("publish %d/%s: protocol %q: want tcp or udp", p.HostPort, proto, proto)
+		case p.HostPort == 0 || p.Port == 0:
+			return invalid("publish %s: port 0: want 1 to 65535", key)
+		case r.Mode == modeDHCP || r.Mode == modeNone:
+			return invalid("publish %s: an attachment of mode %s has no address of its own to publish", key, r.Mode)
+		case hostPorts[key]:
+			return invalid("publish %s: given twice", key)
+		}
+		hostPorts[key] = true
+	}
 	if r.MAC != "" {
-		if m, err := net.ParseMAC(r.MAC); err != nil || len(m) != 6 || m[0]&1 != 0 {
+		m, err := net.ParseMAC(r.MAC)
+		if err != nil || len(m) != 6 || m[0]&1 != 0 {
 			return invalid("MAC %q: want a unicast address like 02:00:00:00:00:01", r.MAC)
 		}
+		r.MAC = m.String() // as the kernel writes it, for comparisons
 	}
 	if r.Netns != "" && r.Mode != modeIPAM && r.Mode != modeHost {
 		if _, err := os.Stat(r.Netns); err != nil {
@@ -201,7 +222,7 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 	ep := state.Endpoint{
 		ID: r.ID, Network: r.Network, Namespace: r.Namespace, Name: r.Name, Aliases: r.Aliases, Labels: r.Labels,
 		Kind: r.Kind, Mode: r.Mode, Netns: r.Netns, IfName: r.IfName, MAC: r.MAC, Created: time.Now().Unix(),
-		Hostname: r.Name,
+		Hostname: r.Name, NoDefaultRoute: r.NoDefaultRoute,
 	}
 	for _, p := range r.Ports {
 		ep.Ports = append(ep.Ports, state.Port{Name: p.Name, Protocol: cmp.Or(p.Protocol, "tcp"), Port: p.Port})
@@ -243,6 +264,9 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 			if err != nil {
 				return nil, err
 			}
+			// A lease that ran out stays for a while: its name must not follow
+			// the address to somebody else.
+			ops = append(ops, state.Del(state.Lease, state.KindLease, r.Network+"/"+grant.Addr.String()))
 			ep.Addrs, ep.Gateway, ep.PrefixLen = []netip.Addr{grant.Addr}, grant.Gateway, grant.Prefix.Bits()
 			if nw.NoGateway {
 				ep.Gateway = netip.Addr{}
@@ -324,7 +348,7 @@ func (n *Node) inUse(sn *state.Snapshot, network string) bool {
 func (n *Node) attachSpec(ep state.Endpoint) overlay.AttachSpec {
 	s := overlay.AttachSpec{
 		ID: ep.ID, Network: ep.Network, NetnsPath: ep.Netns, IfName: ep.IfName, Gateway: ep.Gateway,
-		MAC: ep.MAC, HostIf: ep.HostIf, Mode: overlay.ModeBridge, DefaultRoute: true,
+		MAC: ep.MAC, HostIf: ep.HostIf, Mode: overlay.ModeBridge, DefaultRoute: !ep.NoDefaultRoute,
 	}
 	if ep.Mode == modeNone {
 		s.Mode = overlay.ModeNone
@@ -370,6 +394,9 @@ func (n *Node) find(r api.DetachRequest) (state.Endpoint, bool) {
 		}
 		return *e, true
 	}
+	if r.Name == "" {
+		return state.Endpoint{}, false // an endpoint without a name is found by its ID only
+	}
 	ns := cmp.Or(r.Namespace, "default")
 	for rec, e := range state.All[state.Endpoint](sn) {
 		if rec.ID.Owner == n.self && e.Name == r.Name && e.Namespace == ns && (r.Network == "" || e.Network == r.Network) {
@@ -382,14 +409,30 @@ func (n *Node) find(r api.DetachRequest) (state.Endpoint, bool) {
 // detach undoes attach. What is not there is no error: CNI calls DEL twice,
 // after reboots and with namespaces long gone.
 func (n *Node) detach(ctx context.Context, r api.DetachRequest) error {
-	ep, ok := n.find(r)
-	if !ok {
-		return nil
+	if r.ID == "" && r.Name == "" {
+		return invalid("detach: neither ID nor name given")
 	}
-	if err := n.attaching.begin(ep.ID); err != nil {
+	if err := n.waitDeclared(ctx); err != nil {
 		return err
 	}
-	defer n.attaching.end(ep.ID)
+	found, _ := n.find(r)
+	if found.ID == "" {
+		return nil
+	}
+	// Looked at again with the ID held: an attach of it may have been under way.
+	if err := n.attaching.begin(found.ID); err != nil {
+		return err
+	}
+	defer n.attaching.end(found.ID)
+	ep, ok := n.find(api.DetachRequest{ID: found.ID})
+	if !ok {
+		// An earlier call may have got no further than the record.
+		err := n.overlay.Detach(ctx, overlay.DetachSpec{ID: found.ID})
+		if err != nil && !errors.Is(err, overlay.ErrForeign) {
+			return fmt.Errorf("detach %s: %w", found.ID, err)
+		}
+		return nil
+	}
 	// Out of the answers first, then the link.
 	rev, err := n.release(ctx, ep)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"reflect"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,12 +31,18 @@ func (n *Node) runDeclare(ctx context.Context) error {
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
 
-	select {
-	case <-n.gossip.Synced():
-	case <-time.After(syncWait):
-		n.log.Warn("no peer heard yet: going on with the saved state")
-	case <-ctx.Done():
-		return nil
+	if n.tablesLost() {
+		if !n.awaitTables(ctx) {
+			return nil
+		}
+	} else {
+		select {
+		case <-n.gossip.Synced():
+		case <-time.After(syncWait):
+			n.log.Warn("no peer heard yet: going on with the saved state")
+		case <-ctx.Done():
+			return nil
+		}
 	}
 	wait := 100 * time.Millisecond
 	for {
@@ -62,6 +69,33 @@ func (n *Node) runDeclare(ctx context.Context) error {
 	}
 }
 
+// tablesLost reports whether this node had records once, which only its peers
+// can still hold: it knows peers, but its state file was damaged or removed.
+func (n *Node) tablesLost() bool {
+	return len(n.cluster.Peers) > 0 && n.store.Snapshot().Head(n.self).Mark == (state.Mark{})
+}
+
+// awaitTables waits until a peer has told what it holds, however long that
+// takes. A node that forgot what it gave out must not write: its new records
+// would hide the old ones from itself, and it would give addresses twice.
+func (n *Node) awaitTables(ctx context.Context) bool {
+	n.log.Warn("the saved tables are lost: waiting for a peer to tell them")
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		for _, p := range n.gossip.Peers() {
+			if !p.LastSync.IsZero() {
+				return true
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // reload reads the Nodefile again. One with errors changes nothing.
 func (n *Node) reload(ctx context.Context) {
 	cfg, err := loadConfig(n.opts)
@@ -69,7 +103,9 @@ func (n *Node) reload(ctx context.Context) {
 		n.log.Error("Nodefile not reloaded", "err", err)
 		return
 	}
-	if cfg.Node != n.cfg.Node || cfg.Services.Prefix != n.cfg.Services.Prefix || cfg.Services.DNS != n.cfg.Services.DNS {
+	was, now := n.cfg.Services, cfg.Services
+	was.Pos, now.Pos = config.Pos{}, config.Pos{}
+	if cfg.Node != n.cfg.Node || was != now || !reflect.DeepEqual(cfg.Cluster, n.cfg.Cluster) {
 		n.log.Warn("the node, cluster and services blocks take effect at the next restart")
 	}
 	if err := n.declare(ctx, cfg); err != nil {
@@ -184,12 +220,18 @@ func serviceRecord(c config.Service) state.Service {
 	return s
 }
 
-// ringSpecs lists the rings that a configuration needs.
-func ringSpecs(cfg *config.Config) []ipam.Spec {
-	specs := []ipam.Spec{
-		ipam.ServicesSpec(cfg.Services.Prefix),
+// serviceSpecs lists the rings that services take their addresses and node
+// ports from.
+func serviceSpecs(cfg *config.Config) []ipam.Spec {
+	return []ipam.Spec{
+		ipam.ServicesSpec(cfg.Services.Prefix, cfg.Services.DNS),
 		ipam.NodePortsSpec(cfg.Services.NodePorts.First, cfg.Services.NodePorts.Last),
 	}
+}
+
+// ringSpecs lists the rings that a configuration needs.
+func ringSpecs(cfg *config.Config) []ipam.Spec {
+	specs := serviceSpecs(cfg)
 	for _, c := range cfg.Networks {
 		if c.Overlay != state.OverlayNone {
 			specs = append(specs, ipam.NetworkSpec(networkRecord(c)))

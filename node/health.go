@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -40,6 +41,13 @@ func (t *healthTable) note(key string, ok bool) (fails int) {
 	}
 	t.fails[key]++
 	return t.fails[key]
+}
+
+// keep forgets the failures of all other keys.
+func (t *healthTable) keep(keys map[string]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.DeleteFunc(t.fails, func(k string, _ int) bool { return !keys[k] })
 }
 
 // probe is one connect to one port of one backend.
@@ -93,6 +101,7 @@ func (n *Node) probes(v *state.View) []probe {
 func (n *Node) checkHealth(ctx context.Context) {
 	sn := n.store.Snapshot()
 	probes := n.probes(sn.View())
+	n.dropHealth(ctx, sn, probes)
 	sem := make(chan struct{}, 32)
 	var wg sync.WaitGroup
 	for _, p := range probes {
@@ -104,6 +113,28 @@ func (n *Node) checkHealth(ctx context.Context) {
 		}()
 	}
 	wg.Wait()
+}
+
+// dropHealth removes results that no check stands behind any more: the
+// service, its check or the backend went, perhaps while it was being asked.
+func (n *Node) dropHealth(ctx context.Context, sn *state.Snapshot, probes []probe) {
+	live := make(map[string]bool, len(probes))
+	for _, p := range probes {
+		live[p.key] = true
+	}
+	n.checked.keep(live)
+	var ops []state.Op
+	for r := range state.All[state.Health](sn) {
+		if r.ID.Owner == n.self && !live[r.ID.Key] {
+			ops = append(ops, state.Del(state.Owner, state.KindHealth, r.ID.Key))
+		}
+	}
+	if len(ops) == 0 {
+		return
+	}
+	if _, err := n.store.Write(ctx, func(*state.Snapshot) ([]state.Op, error) { return ops, nil }); err != nil && ctx.Err() == nil {
+		n.log.Error("old health results not removed", "err", err)
+	}
 }
 
 func (n *Node) runProbe(ctx context.Context, p probe) {

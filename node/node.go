@@ -284,6 +284,11 @@ func (n *Node) run(ctx context.Context) error {
 		}
 	})
 	err = g.Wait()
+	if errors.Is(err, ErrLeft) {
+		if err := putAway(n.dir); err != nil {
+			n.log.Error("files of the former cluster stay until the next join", "err", err)
+		}
+	}
 	n.log.Info("nodenet stops", "node", n.cfg.Node.Name)
 	return err
 }

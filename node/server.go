@@ -11,7 +11,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,6 +22,12 @@ import (
 // maxBody bounds a request to the control socket.
 const maxBody = 1 << 20
 
+// How long a connection may take for its header, and rest between requests.
+const (
+	headerWait = 5 * time.Second
+	idleWait   = 30 * time.Second
+)
+
 // server is the control API on two sockets: one for root and the group
 // nodenet, and one beside it that anybody may read from.
 type server struct {
@@ -31,11 +36,6 @@ type server struct {
 	ro    net.Listener
 	fullH http.Handler
 	roH   http.Handler
-}
-
-// readOnlySocket is the socket beside the control socket.
-func readOnlySocket(socket string) string {
-	return strings.TrimSuffix(socket, ".sock") + "-ro.sock"
 }
 
 func (n *Node) listen() (*server, error) {
@@ -52,7 +52,7 @@ func (n *Node) listen() (*server, error) {
 	if s.full, err = listenUnix(path, 0o660, gid); err != nil {
 		return nil, err
 	}
-	if s.ro, err = listenUnix(readOnlySocket(path), 0o666, -1); err != nil {
+	if s.ro, err = listenUnix(api.ReadOnlySocket(path), 0o666, -1); err != nil {
 		s.full.Close()
 		return nil, err
 	}
@@ -60,7 +60,7 @@ func (n *Node) listen() (*server, error) {
 	s.fullH = mux
 	s.roH = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet {
-			fail(w, &api.Error{Message: "this is the read-only socket: use " + path, Code: api.CodeForbidden})
+			fail(w, &api.Error{Message: "this socket is for looking only: to change something, run as root or as a member of group nodenet", Code: api.CodeForbidden})
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -95,8 +95,10 @@ func listenUnix(path string, mode os.FileMode, gid int) (net.Listener, error) {
 }
 
 func (s *server) run(ctx context.Context) error {
-	full := &http.Server{Handler: s.fullH, ReadHeaderTimeout: 5 * time.Second, ConnContext: withCredentials}
-	ro := &http.Server{Handler: s.roH, ReadHeaderTimeout: 5 * time.Second}
+	full := &http.Server{Handler: s.fullH, ReadHeaderTimeout: headerWait, IdleTimeout: idleWait, ConnContext: withCredentials}
+	// Anybody may connect to this one, and must not keep our descriptors: the
+	// longest answer is the doctor's.
+	ro := &http.Server{Handler: s.roH, ReadHeaderTimeout: headerWait, ReadTimeout: headerWait, IdleTimeout: idleWait, WriteTimeout: 30 * time.Second}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return full.Serve(s.full) })
 	g.Go(func() error { return ro.Serve(s.ro) })
@@ -131,11 +133,15 @@ func withCredentials(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, credKey{}, cred)
 }
 
-// allowed checks the peer's credentials beyond the socket's mode: a
-// descriptor may have been passed on to somebody who could not have opened it.
+// allowed checks the credentials that the socket was connected with, beyond
+// the socket's mode: somebody may have opened that up. Whoever the kernel does
+// not name is refused.
 func allowed(ctx context.Context) bool {
 	cred, ok := ctx.Value(credKey{}).(*unix.Ucred)
-	if !ok || cred.Uid == 0 || int(cred.Uid) == os.Geteuid() {
+	if !ok {
+		return false
+	}
+	if cred.Uid == 0 || int(cred.Uid) == os.Geteuid() {
 		return true
 	}
 	g, err := user.LookupGroup("nodenet")

@@ -167,6 +167,9 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 
 // removeService deletes a service made by command. name is NAME or NAME.NAMESPACE.
 func (n *Node) removeService(ctx context.Context, name string) error {
+	if err := n.waitDeclared(ctx); err != nil {
+		return err
+	}
 	svc, ns, ok := strings.Cut(name, ".")
 	if !ok {
 		ns = "default"
@@ -223,7 +226,7 @@ func (n *Node) addPublish(ctx context.Context, r api.Publish) (*api.Publish, err
 }
 
 // checkPublish refuses a host port that is taken: by another published port,
-// by a node port or by the node itself.
+// by a node port or by what the node itself needs to reach its peers.
 func (n *Node) checkPublish(sn *state.Snapshot, p state.Publish) error {
 	for rec, o := range state.All[state.Publish](sn) {
 		if rec.ID.Owner != n.self || o.Protocol != p.Protocol || o.HostPort != p.HostPort {
@@ -233,13 +236,36 @@ func (n *Node) checkPublish(sn *state.Snapshot, p state.Publish) error {
 			return &api.Error{Message: fmt.Sprintf("port %s is published already: to %s:%d", o.Key(), o.Target, o.Port), Code: api.CodeExists}
 		}
 	}
+	if !p.HostAddr.IsLoopback() && n.ownPort(sn, p.Protocol, p.HostPort) {
+		return invalid("port %d/%s is the node's own, towards its peers: publish another", p.HostPort, p.Protocol)
+	}
 	if np := n.cfg.Services.NodePorts; np.Contains(p.HostPort) {
 		return invalid("port %d lies in the node-port range %d-%d: publish another, or use a service with a node port", p.HostPort, np.First, np.Last)
 	}
 	return nil
 }
 
+// ownPort reports whether peers speak to this node on a port: published, it
+// would cut the node off.
+func (n *Node) ownPort(sn *state.Snapshot, proto string, port uint16) bool {
+	switch c := n.cfg.Cluster; {
+	case port == c.GossipPort, port == c.SyncPort && proto == "tcp":
+		return true
+	case proto != "udp":
+		return false
+	}
+	for rec, nw := range state.All[state.Network](sn) {
+		if rec.ID.Owner == n.self && nw.Port == port {
+			return true
+		}
+	}
+	return false
+}
+
 func (n *Node) removePublish(ctx context.Context, key string) error {
+	if err := n.waitDeclared(ctx); err != nil {
+		return err
+	}
 	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
 		p, ok := state.Lookup[state.Publish](sn, state.ID{Class: state.Owner, Kind: state.KindPublish, Owner: n.self, Key: key})
 		switch {
@@ -296,6 +322,12 @@ func (n *Node) leaveCluster(ctx context.Context) (err error) {
 	_, err = n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
 		if err := n.checkNoWorkloads(sn); err != nil {
 			return nil, err
+		}
+		// A donation that was asked for before may have come in meanwhile.
+		for _, spec := range n.specs(sn) {
+			if ring := ipam.Resolve(sn, spec.Ring, n.ringID()); ring != nil && len(ring.Owned(n.self)) > 0 {
+				return nil, &api.Error{Message: "address space came in while it was handed over: try again", Code: api.CodeNotReady}
+			}
 		}
 		var ops []state.Op
 		drop := func(r state.Record) {

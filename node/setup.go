@@ -167,6 +167,9 @@ func Init(o InitOptions) (*InitResult, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
 	}
+	if err := putAway(dir); err != nil {
+		return nil, err
+	}
 	if c, err := gossip.LoadCluster(dir); err == nil {
 		return nil, fmt.Errorf("this node already belongs to cluster %s (%s): to begin anew, stop the daemon, run `nodectl cleanup` and remove %s", c.Name, c.ID, dir)
 	}
@@ -211,6 +214,9 @@ func Join(ctx context.Context, o JoinOptions) (*JoinResult, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
 	}
+	if err := putAway(dir); err != nil {
+		return nil, err
+	}
 	if c, err := gossip.LoadCluster(dir); err == nil {
 		return nil, fmt.Errorf("this node already belongs to cluster %s (%s): stop the daemon and remove %s/cluster.json, cluster.secret and state.db first", c.Name, c.ID, dir)
 	}
@@ -234,16 +240,25 @@ func forgetLeaving(dir string) error {
 	return nil
 }
 
-// noteLeaving writes the mark that openDir looks for and puts away what
-// belonged to the cluster.
+// noteLeaving writes the mark that openDir looks for.
 func (n *Node) noteLeaving() error {
-	when := time.Now()
-	if err := os.WriteFile(filepath.Join(n.dir, leftFile), []byte(when.Format(time.RFC3339)), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(n.dir, leftFile), []byte(time.Now().Format(time.RFC3339)), 0o600); err != nil {
 		return fmt.Errorf("note the leave: %w", err)
 	}
-	suffix := ".left-" + strconv.FormatInt(when.Unix(), 10)
-	for _, f := range []string{"cluster.json", "state.db"} {
-		old := filepath.Join(n.dir, f)
+	return nil
+}
+
+// putAway renames what belonged to a cluster that the node has left. It does
+// nothing without the mark of that. The daemon must have ended: while it runs
+// it keeps its peers' addresses up to date in cluster.json.
+func putAway(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, leftFile)); err != nil {
+		return nil
+	}
+	suffix := ".left-" + strconv.FormatInt(time.Now().Unix(), 10)
+	// A secret that lies elsewhere was put there by the operator.
+	for _, f := range []string{"cluster.json", "cluster.secret", "tokens.json", "state.db"} {
+		old := filepath.Join(dir, f)
 		if err := os.Rename(old, old+suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("put away %s: %w", old, err)
 		}

@@ -89,12 +89,24 @@ func (n *Node) serveAsk(ctx context.Context, from state.NodeID, req []byte) ([]b
 
 // spec finds the ring that a name means.
 func (n *Node) spec(ring string) (ipam.Spec, bool) {
-	for _, s := range ringSpecs(n.cfg) {
+	for _, s := range n.specs(n.store.Snapshot()) {
 		if s.Ring == ring {
 			return s, true
 		}
 	}
 	return ipam.Spec{}, false
+}
+
+// specs lists the rings that this node takes part in: those of the networks
+// that it has declared by now, which a reload of the Nodefile may have changed.
+func (n *Node) specs(sn *state.Snapshot) []ipam.Spec {
+	specs := serviceSpecs(n.cfg)
+	for rec, nw := range state.All[state.Network](sn) {
+		if rec.ID.Owner == n.self && !nw.Local() {
+			specs = append(specs, ipam.NetworkSpec(*nw))
+		}
+	}
+	return specs
 }
 
 // writeWithSpace runs a write that may find this node's part of a ring used
@@ -343,6 +355,9 @@ func (n *Node) pickLease(sn *state.Snapshot, network string, c dhcp.Client, held
 		// What a client asks for is a wish (RFC 2131 §4.3.1).
 		c.Requested = netip.Addr{}
 		return n.pickLease(sn, network, c, held)
+	}
+	if errors.Is(err, ipam.ErrExhausted) || errors.Is(err, ipam.ErrNeedSpace) {
+		err = fmt.Errorf("%w: %w", dhcp.ErrExhausted, err)
 	}
 	return dhcp.Pick{Addr: g.Addr, Prefix: g.Prefix, Router: g.Gateway, Ops: ops}, err
 }

@@ -49,7 +49,7 @@ func (n *Node) status(context.Context) (*api.Status, error) {
 // cluster: neither can happen while everybody keeps to the rules.
 func (n *Node) ringConflicts(sn *state.Snapshot, v *state.View) []state.Conflict {
 	var out []state.Conflict
-	for _, spec := range ringSpecs(n.cfg) {
+	for _, spec := range n.specs(sn) {
 		ring := ipam.Resolve(sn, spec.Ring, n.ringID())
 		if ring == nil {
 			continue

@@ -24,6 +24,16 @@ func (n *Node) runSync(ctx context.Context) error {
 	defer feed.Close()
 	tick := time.NewTicker(localTick)
 	defer tick.Stop()
+	if _, ok := state.Lookup[state.Node](n.store.Snapshot(), state.ID{Class: state.Owner, Kind: state.KindNode, Owner: n.self, Key: "self"}); !ok {
+		// Nothing of our own was saved: a first start, or the state was lost.
+		// The kernel may still carry workloads that only the peers remember,
+		// so it is left alone until they had their chance to tell.
+		select {
+		case <-n.declared:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	n.apply(n.store.Snapshot())
 	for {
 		select {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"nodenet/overlay"
 	"nodenet/state"
 )
 
@@ -53,15 +52,28 @@ func (n *Node) reclaim(ctx context.Context, before map[string]bool) map[string]b
 			missing[e.ID] = true
 			continue
 		}
-		ep := *e
-		if _, err := n.release(ctx, ep); err != nil {
+		if !n.reclaimOne(ctx, e.ID) {
 			missing[e.ID] = true
-			continue
 		}
-		if err := n.overlay.Detach(ctx, overlay.DetachSpec{HostIf: ep.HostIf}); err != nil {
-			n.log.Warn("leaked endpoint's link not removed", "endpoint", ep.ID, "err", err)
-		}
-		n.log.Info("reclaimed an endpoint whose link is gone", "endpoint", ep.ID, "addr", ep.Addrs)
 	}
 	return missing
+}
+
+// reclaimOne releases an endpoint whose link is gone. It looks again with the
+// ID held: the same ID may have been detached and attached anew since the
+// table was read. False: to be tried again.
+func (n *Node) reclaimOne(ctx context.Context, id string) bool {
+	if n.attaching.begin(id) != nil {
+		return true
+	}
+	defer n.attaching.end(id)
+	ep, ok := state.Lookup[state.Endpoint](n.store.Snapshot(), n.endpointID(id))
+	if !ok || n.overlay.Exists(ep.HostIf) {
+		return true
+	}
+	if _, err := n.release(ctx, *ep); err != nil {
+		return false
+	}
+	n.log.Info("reclaimed an endpoint whose link is gone", "endpoint", ep.ID, "addr", ep.Addrs)
+	return true
 }

@@ -391,14 +391,16 @@ func (o *Overlay) Detach(_ context.Context, s DetachSpec) error {
 	return nil
 }
 
-// Exists reports whether the host side of an attachment is in the kernel.
+// Exists reports whether the host side of an attachment is in the kernel,
+// with or without our alias. When the kernel cannot be asked, it says yes: an
+// address in use must not be given away because of that.
 func (o *Overlay) Exists(hostIf string) bool {
 	k, err := o.netlink()
 	if err != nil {
 		return false
 	}
-	l, err := k.h.LinkByName(hostIf)
-	return err == nil && linkOf(l).Ours
+	_, err = k.h.LinkByName(hostIf)
+	return !isNoLink(err)
 }
 
 // Ports returns the network of each host side that exists, by device name.

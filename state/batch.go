@@ -16,6 +16,7 @@ type batch struct {
 	next    *Snapshot
 	out     []Record // applied, in order
 	floors  []Head   // heads whose floor was raised by a replacement
+	drops   []ID     // collected tombstones, for the Log to forget
 	touched bool     // something changed that is no record
 }
 
@@ -121,9 +122,16 @@ func (b *batch) write(r *request) error {
 			rec.Version = Version{Epoch: m.Epoch, Seq: m.Seq + 1}
 		} else {
 			rec.Version.HLC, rec.Version.Node = b.s.clock.Next(), b.s.self
+			old := b.get(rec.ID)
+			if old != nil && rec.Version.HLC <= old.Version.HLC {
+				// Whoever wrote that has a clock beyond MaxSkew, which ours
+				// does not follow. What our caller is told is done must win
+				// on every node all the same.
+				rec.Version.HLC = old.Version.HLC + 1
+			}
 			if rec.ID.Class != Cluster && rec.Version.Gen == 0 {
 				rec.Version.Gen = 1
-				if old := b.get(rec.ID); old != nil {
+				if old != nil {
 					rec.Version.Gen = old.Version.Gen + 1
 				}
 			}
@@ -268,7 +276,8 @@ func (b *batch) contest(old, r *Record) {
 	b.touched = true
 }
 
-// collect drops owner-scoped tombstones from before t.
+// collect drops owner-scoped tombstones from before t. The Log forgets them
+// once it holds all that the heads speak of; see Store.drop.
 func (b *batch) collect(t time.Time) (int, error) {
 	it, err := b.txn.Get(table, indexSync+"_prefix", []byte{'o'})
 	if err != nil {
@@ -283,7 +292,6 @@ func (b *batch) collect(t time.Time) (int, error) {
 	if len(gone) == 0 {
 		return 0, nil
 	}
-	ids := make([]ID, 0, len(gone))
 	for _, r := range gone {
 		h := b.next.heads[r.ID.Owner]
 		if h.Floor.Compare(r.Version.mark()) < 0 {
@@ -291,16 +299,7 @@ func (b *batch) collect(t time.Time) (int, error) {
 		}
 		b.next.heads[r.ID.Owner] = h
 		b.remove(r)
-		ids = append(ids, r.ID)
-	}
-	if d, ok := b.s.log.(Dropper); ok {
-		heads := make([]Head, 0, len(b.next.heads))
-		for _, h := range b.next.heads {
-			heads = append(heads, h)
-		}
-		if err := d.Drop(ids, heads); err != nil {
-			return len(gone), fmt.Errorf("collect tombstones: %w", err)
-		}
+		b.drops = append(b.drops, r.ID)
 	}
 	return len(gone), nil
 }

@@ -28,13 +28,14 @@ func derive(sn *Snapshot) *View {
 }
 
 func (v *View) deriveNodes(sn *Snapshot) {
+	gone := sn.Gone()
 	for r, n := range All[Node](sn) {
 		live, known := sn.live[r.ID.Owner]
 		nv := NodeView{ID: r.ID.Owner, Node: *n, State: live.State, Since: live.Since, Serving: live.Serving}
 		switch {
 		case r.ID.Owner == sn.self:
 			nv.Self, nv.State, nv.Serving = true, Alive, true
-		case n.Left || live.State == Left:
+		case n.Left || live.State == Left || gone.Node(r.ID.Owner):
 			continue
 		case !known:
 			// Nothing heard since start: what was saved holds until told otherwise.
@@ -56,7 +57,7 @@ func (v *View) deriveNodes(sn *Snapshot) {
 		}
 	}
 	for r, b := range All[Block](sn) {
-		if n := v.nodeByID[r.ID.Owner]; n != nil {
+		if n := v.nodeByID[r.ID.Owner]; n != nil && !gone.Record(&r) {
 			n.Blocks = append(n.Blocks, *b)
 		}
 	}
@@ -125,6 +126,7 @@ func (v *View) deriveEndpoints(sn *Snapshot) {
 		owner NodeID
 		name  string
 	}
+	gone := sn.Gone()
 	local := map[place]bool{}
 	namespace := map[string]string{}
 	for r, n := range All[Network](sn) {
@@ -137,7 +139,7 @@ func (v *View) deriveEndpoints(sn *Snapshot) {
 	}
 	for r, e := range All[Endpoint](sn) {
 		n := v.nodeByID[r.ID.Owner]
-		if n == nil {
+		if n == nil || gone.Record(&r) {
 			continue
 		}
 		serving := e.Ready && n.Serving
@@ -265,7 +267,7 @@ func (v *View) backends(sn *Snapshot, sv *ServiceView, candidates []*EndpointVie
 			case n != nil && !n.Serving:
 				b.Why = n.Name + " is " + n.State.String()
 			case !e.Ready:
-				b.Why = "endpoint is not ready"
+				b.Why = cmp.Or(e.Why, "endpoint is not ready")
 			default:
 				b.Why = "its network is local to " + n.Name
 			}

@@ -109,6 +109,7 @@ const (
 	KindReservation Kind = "reservation" // Owner or Cluster; "<network>/<addr>"; Reservation
 	KindLease       Kind = "lease"       // Lease; "<network>/<addr>"; LeaseValue
 	KindRing        Kind = "ring"        // Ring; "<ring>/<prefix>/<ring ID>/<owner>"; Range
+	KindForgotten   Kind = "forgotten"   // Cluster; node ID; Forgotten
 )
 
 // ID identifies a record. Owner is empty unless Class is Owner.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -61,6 +62,7 @@ type Store struct {
 	// Merged, not yet in the Log; the committer's own.
 	unsaved      []Record
 	unsavedHeads []Head
+	undropped    []ID // collected, still in the Log
 }
 
 type request struct {
@@ -129,6 +131,8 @@ func NewStore(o Options) (*Store, error) {
 			continue
 		}
 		s.understand(&r)
+		// Our wall clock may have been set back since this was written.
+		s.clock.Observe(r.Version.HLC)
 		b.put(&r)
 	}
 	for _, h := range o.Heads {
@@ -145,7 +149,8 @@ func NewStore(o Options) (*Store, error) {
 	return s, nil
 }
 
-// Close stops the committer after the writes already accepted.
+// Close stops the committer after the batch that it is at; writes that still
+// wait fail with ErrClosed and were not done.
 func (s *Store) Close() error {
 	s.close.Do(func() { close(s.closed) })
 	<-s.done
@@ -324,6 +329,7 @@ func (s *Store) commit(reqs []*request) {
 	}
 	s.unsaved = append(s.unsaved, b.out...)
 	s.unsavedHeads = append(s.unsavedHeads, b.floors...)
+	s.undropped = append(s.undropped, b.drops...)
 	s.publish(b)
 
 	w := s.begin(s.cur.Load())
@@ -341,8 +347,10 @@ func (s *Store) commit(reqs []*request) {
 			s.logger.Error("records not saved", "records", len(batch), "err", err)
 		}
 	}
+	var derr error
 	if err == nil {
 		s.publish(w)
+		derr = s.drop()
 	} else {
 		w.txn.Abort()
 		s.unsaved = dedupe(s.unsaved)
@@ -351,6 +359,9 @@ func (s *Store) commit(reqs []*request) {
 	for _, r := range reqs {
 		if err != nil && r.err == nil && (r.write != nil || r.durable) {
 			r.err = fmt.Errorf("save state: %w", err)
+		}
+		if derr != nil && !r.collect.IsZero() && r.err == nil {
+			r.err = fmt.Errorf("collect tombstones: %w", derr)
 		}
 		r.rev = rev
 		close(r.done)
@@ -363,6 +374,25 @@ func (s *Store) save(batch []Record) error {
 		return l.CommitHeads(batch, s.unsavedHeads)
 	}
 	return s.log.Commit(batch)
+}
+
+// drop makes the Log forget collected tombstones. The heads that go with
+// that name marks, so everything up to those marks must be saved by now: a
+// mark without its records would never be asked for again.
+func (s *Store) drop() error {
+	d, ok := s.log.(Dropper)
+	if !ok || len(s.undropped) == 0 {
+		s.undropped = nil
+		return nil
+	}
+	sn := s.Snapshot()
+	// What was written anew meanwhile stays.
+	s.undropped = slices.DeleteFunc(s.undropped, func(id ID) bool { _, there := sn.Get(id); return there })
+	if err := d.Drop(s.undropped, sn.Heads()); err != nil {
+		return err
+	}
+	s.undropped = nil
+	return nil
 }
 
 // dedupe keeps the last version of each record, so that a disk that stays

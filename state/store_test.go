@@ -187,9 +187,12 @@ func TestForeignWriterIsRefused(t *testing.T) {
 
 func TestContestedRangeIsShown(t *testing.T) {
 	a, b := newStore(t, 1, nil), newStore(t, 2, nil)
+	// The one that is heard first must win, or else the other side never
+	// hears of the loser.
+	a.clock.Now = func() time.Time { return time.Now().Add(time.Second) }
 	p := netip.MustParsePrefix("10.244.0.0/16")
-	put(t, a, Put(Ring, KindRing, "pods/10.244.0.0/16", Range{"pods", "r1", p, a.Self(), ""}))
-	put(t, b, Put(Ring, KindRing, "pods/10.244.0.0/16", Range{"pods", "r2", p, b.Self(), ""}))
+	put(t, a, Put(Ring, KindRing, "pods/10.244.0.0/16", Range{Ring: "pods", RingID: "r1", Prefix: p, Owner: a.Self()}))
+	put(t, b, Put(Ring, KindRing, "pods/10.244.0.0/16", Range{Ring: "pods", RingID: "r2", Prefix: p, Owner: b.Self()}))
 	pull(t, a, b)
 	pull(t, b, a)
 	ca, cb := a.Snapshot().Conflicts(), b.Snapshot().Conflicts()
@@ -221,5 +224,100 @@ func TestViewResolvesServices(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got[0].Backends, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("backends (-want +got):\n%s", diff)
+	}
+}
+
+// A writer whose clock is far ahead must not be the last word for ever.
+func TestWriteWinsOverARecordFromTheFuture(t *testing.T) {
+	a, b := newStore(t, 1, nil), newStore(t, 2, nil)
+	a.clock.Now = func() time.Time { return time.Now().Add(5 * time.Hour) }
+	id := ID{Class: Cluster, Kind: KindService, Key: "apps/web"}
+	put(t, a, Put(Cluster, KindService, id.Key, Service{Namespace: "apps", Name: "web", External: "a.example"}))
+	pull(t, b, a)
+	put(t, b, Del(Cluster, KindService, id.Key))
+	pull(t, a, b)
+	pull(t, b, a)
+	for _, s := range []*Store{a, b} {
+		if _, ok := Lookup[Service](s.Snapshot(), id); ok {
+			t.Errorf("%s: the service is back after it was deleted", s.Self().Short())
+		}
+	}
+}
+
+func TestClockGoesOnBehindWhatWasSaved(t *testing.T) {
+	a, peer := newStore(t, 1, nil), newStore(t, 2, nil)
+	a.clock.Now = func() time.Time { return time.Now().Add(time.Minute) }
+	put(t, a, Put(Cluster, KindVIP, "apps/web", VIP{Addr: netip.MustParseAddr("10.96.0.20")}))
+	pull(t, peer, a)
+	// A restart, and the clock was set right meanwhile.
+	rec, _ := a.Snapshot().Get(ID{Class: Cluster, Kind: KindVIP, Key: "apps/web"})
+	again, err := NewStore(Options{Self: testID(1), Epoch: 2, Records: []Record{rec}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	put(t, again, Put(Cluster, KindVIP, "apps/db", VIP{Addr: netip.MustParseAddr("10.96.0.21")}))
+	db, _ := again.Snapshot().Get(ID{Class: Cluster, Kind: KindVIP, Key: "apps/db"})
+	if db.Version.HLC <= rec.Version.HLC {
+		t.Errorf("a write after the restart is at %v, before the saved %v", db.Version.HLC, rec.Version.HLC)
+	}
+}
+
+// orderLog notes what it holds, and what heads it was given beyond that.
+type orderLog struct {
+	fail  bool
+	saved map[ID]Record
+	early []Head
+}
+
+func (l *orderLog) Commit(batch []Record) error {
+	if l.fail {
+		return errors.New("no space left on device")
+	}
+	for _, r := range batch {
+		l.saved[r.ID] = r
+	}
+	return nil
+}
+
+func (l *orderLog) Drop(ids []ID, heads []Head) error {
+	for _, id := range ids {
+		delete(l.saved, id)
+	}
+	for _, h := range heads {
+		var have Mark
+		for id, r := range l.saved {
+			if id.Owner == h.Owner && r.Version.mark().Compare(have) > 0 {
+				have = r.Version.mark()
+			}
+		}
+		if have.Compare(h.Mark) < 0 && h.Mark.Compare(h.Floor) > 0 {
+			l.early = append(l.early, h)
+		}
+	}
+	return nil
+}
+
+// A head on disk without its records would never be asked for again.
+func TestCollectSavesNoHeadBeforeItsRecords(t *testing.T) {
+	log := &orderLog{saved: map[ID]Record{}}
+	s, o := newStore(t, 1, log), newStore(t, 2, nil)
+	put(t, s, Put(Owner, KindBlock, "pods/x", Block{Network: "pods"}))
+	put(t, s, Del(Owner, KindBlock, "pods/x"))
+	put(t, s, Put(Owner, KindNode, "self", Node{Name: "a"}))
+	put(t, o, Put(Owner, KindNode, "self", Node{Name: "o"}))
+	log.fail = true
+	pull(t, s, o) // heard, not saved
+	if n, err := s.Collect(time.Now().Add(time.Hour)); n != 1 || err != nil {
+		t.Fatalf("collect: %d, %v", n, err)
+	}
+	if len(log.early) > 0 {
+		t.Errorf("heads saved before their records: %+v", log.early)
+	}
+	log.fail = false
+	put(t, s, Put(Owner, KindBlock, "pods/x", Block{Network: "pods"}))
+	x := ID{Class: Owner, Kind: KindBlock, Owner: s.Self(), Key: "pods/x"}
+	if r, ok := log.saved[x]; !ok || r.Deleted || len(log.early) > 0 {
+		t.Errorf("after the disk came back: %+v %v, early heads %+v", r, ok, log.early)
 	}
 }

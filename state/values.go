@@ -65,6 +65,10 @@ type Endpoint struct {
 	Gateway   netip.Addr        `cbor:"17,keyasint,omitempty"`
 	PrefixLen int               `cbor:"18,keyasint,omitempty"`
 	Hostname  string            `cbor:"19,keyasint,omitempty"` // of the headless endpoint name; empty: Name
+	// NoDefaultRoute says that the namespace got no default route via Gateway.
+	NoDefaultRoute bool `cbor:"20,keyasint,omitempty"`
+	// Why says why it is not ready; empty: nobody said.
+	Why string `cbor:"21,keyasint,omitempty"`
 }
 
 // Port is a named port of an endpoint.
@@ -222,6 +226,12 @@ type Range struct {
 	Prefix netip.Prefix `cbor:"3,keyasint"`
 	Owner  NodeID       `cbor:"4,keyasint"`
 	Donor  NodeID       `cbor:"5,keyasint,omitempty"`
+	// From is the node that this was taken from without its consent, because
+	// it was forgotten; empty: the owner before gave it away.
+	From NodeID `cbor:"6,keyasint,omitempty"`
+	// Until is when what was taken over may be used, in Unix seconds by the
+	// clock of the owner; zero: at once.
+	Until int64 `cbor:"7,keyasint,omitempty"`
 }
 
 // Names of the rings that are not networks. A node port p is the address
@@ -261,6 +271,8 @@ func newValue(k Kind) any {
 		return new(LeaseValue)
 	case KindRing:
 		return new(Range)
+	case KindForgotten:
+		return new(Forgotten)
 	}
 	return nil
 }
@@ -294,6 +306,8 @@ func kindOf(v any) Kind {
 		return KindLease
 	case *Range, Range:
 		return KindRing
+	case *Forgotten, Forgotten:
+		return KindForgotten
 	}
 	return ""
 }

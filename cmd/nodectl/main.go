@@ -6,8 +6,14 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 )
+
+// The main goroutine keeps the process's first thread. Work in a network
+// namespace is done on threads that end afterwards, but the first one cannot
+// end: it would stay in that namespace and keep it alive.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	if code, ok := runCNI(os.Args); ok {

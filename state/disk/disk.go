@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -35,12 +37,15 @@ type DB struct {
 // ErrLocked means that another process has the file open.
 var ErrLocked = errors.New("state file is in use by another process")
 
-// Open opens or creates the file. One that cannot be read as a state file is
-// set aside under a name that says when, and an empty one takes its place:
-// the node's own records come back from its peers.
+// Open opens or creates the file. One that is damaged, so that it cannot be
+// read as a state file, is set aside under a name that says when, and an empty
+// one takes its place: the node's own records come back from its peers. A file
+// that the system refuses to open (locked, not permitted, no space, an I/O
+// error) is an error and is left alone.
 func Open(path string, logger *slog.Logger) (*DB, error) {
 	db, err := open(path)
-	if err == nil || errors.Is(err, ErrLocked) || errors.Is(err, os.ErrPermission) {
+	var errno syscall.Errno
+	if err == nil || errors.Is(err, ErrLocked) || errors.As(err, &errno) {
 		return db, err
 	}
 	if _, serr := os.Stat(path); serr != nil {
@@ -55,10 +60,11 @@ func Open(path string, logger *slog.Logger) (*DB, error) {
 }
 
 func open(path string) (d *DB, err error) {
-	// bbolt maps the file and may fault on a damaged one.
+	// bbolt maps the file: a damaged one makes it panic, a truncated one fault.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("open %s: damaged: %v", path, r)
+			d, err = nil, fmt.Errorf("open %s: damaged: %v", path, r)
 		}
 	}()
 	b, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second})
@@ -68,18 +74,42 @@ func open(path string) (d *DB, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	err = b.Update(func(tx *bolt.Tx) error {
+	complete, err := touch(b)
+	if err == nil && !complete {
+		err = b.Update(func(tx *bolt.Tx) error {
+			for _, name := range [][]byte{bucketRecords, bucketHeads} {
+				if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), b.Close())
+	}
+	return &DB{bolt: b, path: path}, nil
+}
+
+// touch reads every page that a Load would, so that damage shows here, where
+// it is survived, and reports whether both buckets are there. A file that is
+// whole is not written to: it opens on a full disk too.
+func touch(b *bolt.DB) (complete bool, err error) {
+	err = b.View(func(tx *bolt.Tx) error {
+		complete = true
 		for _, name := range [][]byte{bucketRecords, bucketHeads} {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			bucket := tx.Bucket(name)
+			if bucket == nil {
+				complete = false
+				continue
+			}
+			if err := bucket.ForEach(func(k, v []byte) error { _ = len(k) + len(v); return nil }); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), b.Close())
-	}
-	return &DB{bolt: b, path: path}, nil
+	return complete, err
 }
 
 // Close releases the file.

@@ -4,11 +4,14 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -119,5 +122,60 @@ func TestAdoptedFloorSurvives(t *testing.T) {
 	defer stop()
 	if h := s.Snapshot().Head(owner); h.Floor != floor || h.Mark != (state.Mark{Epoch: 3, Seq: 5}) {
 		t.Errorf("head %+v after reopening, want floor %v", h, floor)
+	}
+}
+
+// TestDamageIsSurvived takes single pages away, and the end of the file.
+func TestDamageIsSurvived(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s, stop := openStore(t, path)
+	if _, err := s.Write(context.Background(), func(*state.Snapshot) (ops []state.Op, _ error) {
+		for i := range 300 {
+			ops = append(ops, state.Put(state.Owner, state.KindBlock, fmt.Sprintf("pods/%d", i), state.Block{Network: "pods"}))
+		}
+		return ops, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	for at := 0; at < len(whole); at += page {
+		zeroed := slices.Clone(whole)
+		clear(zeroed[at : at+page])
+		for what, b := range map[string][]byte{"zeroed": zeroed, "cut": whole[:at]} {
+			path := filepath.Join(t.TempDir(), "state.db")
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			db, err := Open(path, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatalf("%s at %d: %v", what, at, err)
+			}
+			if _, _, err := db.Load(); err != nil {
+				t.Errorf("%s at %d: load: %v", what, at, err)
+			}
+			if err := db.Commit([]state.Record{{ID: state.ID{Class: state.Cluster, Kind: state.KindVIP, Key: "a/b"}}}); err != nil {
+				t.Errorf("%s at %d: commit: %v", what, at, err)
+			}
+			db.Close()
+		}
+	}
+}
+
+func TestFileThatCannotBeOpenedStays(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "state.db")
+	if err := os.Mkdir(path, 0o700); err != nil { // EISDIR, for root too
+		t.Fatal(err)
+	}
+	if _, err := Open(path, slog.New(slog.DiscardHandler)); !errors.Is(err, syscall.EISDIR) {
+		t.Errorf("got %v, want EISDIR", err)
+	}
+	if kept, _ := filepath.Glob(path + ".corrupt-*"); len(kept) != 0 {
+		t.Errorf("set aside: %v", kept)
 	}
 }

@@ -116,6 +116,9 @@ func TestCorruptState(t *testing.T) {
 		s.Eventually("the service is there", soon, func() error { return backends(t, s, i, "w", 3) })
 	}
 	before := agree(t, s, 3, soon)
+	// Workloads must not be cut off while the node learns what it was.
+	links := "cat /sys/class/net/nn-pods/ifindex /sys/class/net/nv-pods/ifindex"
+	indexes := s.Run("node2", links)
 	for _, c := range []struct {
 		what   string
 		damage func([]byte) []byte
@@ -146,6 +149,9 @@ func TestCorruptState(t *testing.T) {
 			must(t, os.Remove(kept))
 		}
 		s.Eventually("the service is there", soon, func() error { return backends(t, s, 2, "w", 3) })
+		if now := s.Run("node2", links); now != indexes {
+			t.Errorf("%s: bridge and VXLAN device were made anew: indexes %q, were %q", c.what, now, indexes)
+		}
 		if d := cmp.Diff(before, agree(t, s, 3, soon)); d != "" {
 			t.Errorf("%s: records (-before +after):\n%s", c.what, d)
 		}
