@@ -692,22 +692,31 @@ func TestReplacedNodeAtTheSameAddress(t *testing.T) {
 	}
 }
 
-func TestUnknownNodesServeForAWhile(t *testing.T) {
+func TestUnknownNodesServeUntilOthersAreHeard(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	ns := l.cluster(2)
+	ns := l.cluster(3)
 	l.equal(ns...)
-	a, b := ns[0], ns[1]
-	eventually(t, "peers saved", func() bool { c, err := LoadCluster(a.dir); return err == nil && len(c.Peers) == 1 })
+	a, b, c := ns[0], ns[1], ns[2]
+	eventually(t, "peers saved", func() bool { c, err := LoadCluster(a.dir); return err == nil && len(c.Peers) == 2 })
 	var recs []state.Record
 	for _, h := range a.store.Snapshot().Heads() {
 		recs = append(recs, a.store.Snapshot().Delta(h.Owner, state.Mark{}, 0).Records...)
 	}
 	b.stop()
+	c.stop()
 	a.stop()
 	a.start(recs)
-	eventually(t, "b is unknown and serves", func() bool { x := a.live(b); return x.State == state.Unknown && x.Serving })
+	alone := time.Now()
+	eventually(t, "the grace of two seconds is over", func() bool { return time.Since(alone) > 3*time.Second })
+	for _, x := range []*testNode{b, c} {
+		if l := a.live(x); l.State != state.Unknown || !l.Serving {
+			t.Errorf("alone: %+v, want unknown and serving", l)
+		}
+	}
+	c.start(nil)
+	l.allAlive(a, c)
 	eventually(t, "b no longer serves", func() bool { x := a.live(b); return x.State == state.Unknown && !x.Serving })
 	b.start(nil)
-	l.allAlive(a, b)
+	l.allAlive(a, b, c)
 }

@@ -24,6 +24,7 @@ type member struct {
 type tracker struct {
 	self    state.NodeID
 	started time.Time
+	company time.Time // when the first other node was heard; zero: alone since start
 	t       timings
 
 	members map[state.NodeID]*member
@@ -129,6 +130,13 @@ func (k *tracker) compute(now time.Time, known []state.NodeID, left map[state.No
 		}
 		out[id] = l
 	}
+	if k.company.IsZero() {
+		for id, l := range out {
+			if id != k.self && (l.State == state.Alive || l.State == state.Suspect) {
+				k.company = now
+			}
+		}
+	}
 	k.massDeath(now, out)
 	for id, l := range out {
 		switch l.State {
@@ -137,7 +145,9 @@ func (k *tracker) compute(now time.Time, known []state.NodeID, left map[state.No
 		case state.Dead:
 			l.Serving = now.Sub(l.Since) < k.t.hold || k.freeze != nil && k.freeze.lost[id]
 		case state.Unknown:
-			l.Serving = now.Sub(k.started) < k.t.grace
+			// Who hears nobody goes on with what it saved: it cannot tell
+			// whether the others are gone or itself is cut off.
+			l.Serving = k.company.IsZero() || now.Sub(k.company) < k.t.grace
 		}
 		out[id] = l
 	}

@@ -30,6 +30,33 @@ type want struct {
 	serving bool
 }
 
+func TestUnknownNodeServesUntilOthersWereHeard(t *testing.T) {
+	start := time.Unix(1_700_000_000, 0)
+	n := ids(t, 3)
+	k := newTracker(n[0], testTimings(), start)
+	for _, s := range []struct {
+		at    time.Duration
+		heard bool // of n[2]
+		want  bool // n[1] serves
+	}{
+		{0, false, true},
+		{time.Hour, false, true},
+		{time.Hour + time.Second, true, true},
+		{time.Hour + 29*time.Second, false, true},
+		{time.Hour + 32*time.Second, false, false},
+	} {
+		now := start.Add(s.at)
+		heard := map[state.NodeID]time.Time{}
+		if s.heard {
+			heard[n[2]] = now
+		}
+		live, _ := k.compute(now, n, nil, heard)
+		if l := live[n[1]]; l.State != state.Unknown || l.Serving != s.want {
+			t.Errorf("after %s: %+v, want serving %v", s.at, l, s.want)
+		}
+	}
+}
+
 func TestLiveness(t *testing.T) {
 	start := time.Unix(1_700_000_000, 0)
 	n := ids(t, 2)
@@ -50,9 +77,9 @@ func TestLiveness(t *testing.T) {
 	tests := map[string][]step{
 		"known from records only": {
 			{at: 0, want: want{state.Unknown, true}},
-			{at: 29, want: want{state.Unknown, true}},
-			{at: 31, want: want{state.Unknown, false}},
-			{at: 32, do: up(1, 32), want: want{state.Alive, true}},
+			{at: 31, want: want{state.Unknown, true}}, // nobody else was heard: we may be the ones cut off
+			{at: 1e6, want: want{state.Unknown, true}},
+			{at: 1e6 + 1, do: up(1, 1e6+1), want: want{state.Alive, true}},
 		},
 		"dies and returns": {
 			{at: 1, do: up(1, 1), want: want{state.Alive, true}},

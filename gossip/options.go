@@ -54,7 +54,7 @@ type Options struct {
 	PushDelay        time.Duration // batching of fresh changes: 3 ms
 	RetryInterval    time.Duration // cap of the backoff towards lost peers: 5 s
 	DeadHold         time.Duration // a dead node keeps serving: 3 s
-	UnknownGrace     time.Duration // a node not heard since our start keeps serving: 30 s
+	UnknownGrace     time.Duration // a node not heard since our start keeps serving for so long after we heard another: 30 s
 	FreezeWindow     time.Duration // losses within it count together: 15 s
 	FreezeLimit      time.Duration // longest freeze of withdrawals: 10 min
 	HandshakeTimeout time.Duration // from accept to the end of the hellos: 5 s

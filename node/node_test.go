@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"testing"
+	"time"
 
 	"nodenet/api"
 	"nodenet/config"
@@ -257,5 +258,44 @@ func TestReasonsAreShort(t *testing.T) {
 	err := dialTCP(ctx, netip.MustParseAddrPort("127.0.0.1:1"))
 	if err == nil || reason(err) != "connection refused" {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestAddressOfARemovedServiceComesBack(t *testing.T) {
+	n := newTestNode(t)
+	cfg := *n.cfg
+	cfg.Service = []config.Service{{Namespace: "default", Name: "db", Ports: []config.ServicePort{{Port: 5432, Protocol: "tcp"}}}}
+	if err := n.declare(t.Context(), &cfg); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.assignVIPs(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	allocated := func() bool {
+		_, ok := state.Lookup[state.VIP](n.store.Snapshot(), state.ID{Class: state.Cluster, Kind: state.KindVIP, Key: "default/db"})
+		return ok
+	}
+	gone, start := map[string]time.Time{}, time.Now()
+	for _, step := range []struct {
+		after time.Duration
+		cfg   *config.Config
+		want  bool
+	}{
+		{0, &cfg, true},
+		{time.Hour, n.cfg, true}, // gone, but for how long?
+		{time.Hour + vipRest/2, n.cfg, true},
+		{time.Hour + vipRest, &cfg, true}, // back in time
+		{2 * time.Hour, n.cfg, true},
+		{2*time.Hour + 2*vipRest, n.cfg, false},
+	} {
+		if err := n.declare(t.Context(), step.cfg); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.dropVIPs(t.Context(), gone, start.Add(step.after)); err != nil {
+			t.Fatal(err)
+		}
+		if got := allocated(); got != step.want {
+			t.Errorf("after %s: allocated %v, want %v", step.after, got, step.want)
+		}
 	}
 }

@@ -51,7 +51,7 @@ func (n *Node) addService(ctx context.Context, r api.ServiceSpec) (*api.Service,
 			return &sv, nil
 		}
 	}
-	return nil, fmt.Errorf("service %s was removed while it was being added", s.Key())
+	return nil, fmt.Errorf("service %s was removed while it was being added", s.FullName())
 }
 
 func backendKey(b state.Backend) string {
@@ -77,37 +77,37 @@ func (n *Node) parseService(r api.ServiceSpec) (state.Service, []state.Backend, 
 		return s, nil, invalid("service name %s.%s: want DNS labels (a-z, 0-9 and -, at most 63 characters)", s.Name, s.Namespace)
 	}
 	if len(r.Ports) == 0 && s.External == "" && !s.Headless {
-		return s, nil, invalid("service %s: no port given: add --port [NAME=]PORT[:TARGET][/PROTO]", s.Key())
+		return s, nil, invalid("service %s: no port given: add --port [NAME=]PORT[:TARGET][/PROTO]", s.FullName())
 	}
 	if r.VIP.IsValid() {
 		rng := n.cfg.Services.Prefix
 		switch {
 		case !rng.Contains(r.VIP):
-			return s, nil, invalid("service %s: VIP %s is outside the service range %s", s.Key(), r.VIP, rng)
+			return s, nil, invalid("service %s: VIP %s is outside the service range %s", s.FullName(), r.VIP, rng)
 		case r.VIP == n.cfg.Services.DNS:
-			return s, nil, invalid("service %s: VIP %s is the resolver's address", s.Key(), r.VIP)
+			return s, nil, invalid("service %s: VIP %s is the resolver's address", s.FullName(), r.VIP)
 		case s.Headless:
-			return s, nil, invalid("service %s: a headless service has no VIP", s.Key())
+			return s, nil, invalid("service %s: a headless service has no VIP", s.FullName())
 		}
 	}
 	if s.Check != "" && s.Check != "tcp" {
-		return s, nil, invalid("service %s: check %q: want tcp", s.Key(), s.Check)
+		return s, nil, invalid("service %s: check %q: want tcp", s.FullName(), s.Check)
 	}
 	seen := map[string]bool{}
 	for _, p := range r.Ports {
 		p.Protocol = cmp.Or(p.Protocol, "tcp")
 		if p.Protocol != "tcp" && p.Protocol != "udp" {
-			return s, nil, invalid("service %s: protocol %q: want tcp or udp", s.Key(), p.Protocol)
+			return s, nil, invalid("service %s: protocol %q: want tcp or udp", s.FullName(), p.Protocol)
 		}
 		if p.Port == 0 {
-			return s, nil, invalid("service %s: port 0: want 1 to 65535", s.Key())
+			return s, nil, invalid("service %s: port 0: want 1 to 65535", s.FullName())
 		}
 		if np := n.cfg.Services.NodePorts; p.NodePort != 0 && !np.Contains(p.NodePort) {
-			return s, nil, invalid("service %s: node port %d is outside %d-%d", s.Key(), p.NodePort, np.First, np.Last)
+			return s, nil, invalid("service %s: node port %d is outside %d-%d", s.FullName(), p.NodePort, np.First, np.Last)
 		}
 		key := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
 		if seen[key] {
-			return s, nil, invalid("service %s: port %s is given twice", s.Key(), key)
+			return s, nil, invalid("service %s: port %s is given twice", s.FullName(), key)
 		}
 		seen[key] = true
 		s.Ports = append(s.Ports, state.ServicePort{
@@ -122,7 +122,7 @@ func (n *Node) parseService(r api.ServiceSpec) (state.Service, []state.Backend, 
 		} else if a, err := netip.ParseAddr(text); err == nil {
 			b.Addr = a
 		} else {
-			return s, nil, invalid("service %s: backend %q: want ADDRESS or ADDRESS:PORT", s.Key(), text)
+			return s, nil, invalid("service %s: backend %q: want ADDRESS or ADDRESS:PORT", s.FullName(), text)
 		}
 		backends = append(backends, b)
 	}
@@ -134,17 +134,17 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 	for rec, o := range state.All[state.Service](sn) {
 		if o.Key() == s.Key() {
 			if rec.ID.Class == state.Owner {
-				return &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: change it there", s.Key(), nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
+				return &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: change it there", s.FullName(), nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
 			}
 			continue
 		}
 		if s.VIP.IsValid() && o.VIP == s.VIP {
-			return &api.Error{Message: fmt.Sprintf("VIP %s belongs to service %s", s.VIP, o.Key()), Code: api.CodeExists}
+			return &api.Error{Message: fmt.Sprintf("VIP %s belongs to service %s", s.VIP, o.FullName()), Code: api.CodeExists}
 		}
 		for _, p := range s.Ports {
 			for _, q := range o.Ports {
 				if p.NodePort != 0 && p.NodePort == q.NodePort && p.Protocol == q.Protocol {
-					return &api.Error{Message: fmt.Sprintf("node port %d/%s belongs to service %s", p.NodePort, p.Protocol, o.Key()), Code: api.CodeExists}
+					return &api.Error{Message: fmt.Sprintf("node port %d/%s belongs to service %s", p.NodePort, p.Protocol, o.FullName()), Code: api.CodeExists}
 				}
 			}
 		}

@@ -167,6 +167,7 @@ func (n *Node) runSpace(ctx context.Context) error {
 	defer retry.Stop()
 	wait := 200 * time.Millisecond
 	var shared time.Time
+	gone := map[string]time.Time{}
 	for {
 		select {
 		case <-feed.C():
@@ -182,6 +183,9 @@ func (n *Node) runSpace(ctx context.Context) error {
 		if time.Since(shared) >= shareEvery {
 			n.shareRings(ctx)
 			shared = time.Now()
+			if err := n.dropVIPs(ctx, gone, time.Now()); err != nil && ctx.Err() == nil {
+				n.log.Warn("addresses of removed services not taken back", "err", err)
+			}
 		}
 		if err := errors.Join(n.openBlocks(ctx), n.assignVIPs(ctx)); err != nil && ctx.Err() == nil {
 			n.log.Info("address space not ready, will try again", "in", wait, "err", err)
@@ -259,10 +263,55 @@ func (n *Node) assignVIPs(ctx context.Context) error {
 		if _, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
 			return n.vipOps(sn, s.Service)
 		}); err != nil {
-			errs = append(errs, fmt.Errorf("service %s: %w", s.Key(), err))
+			errs = append(errs, fmt.Errorf("service %s: %w", s.FullName(), err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// vipRest is how long an address stays with a service that is gone: the
+// service may come back with the next reload, or its record merely later than
+// its address.
+const vipRest = 10 * time.Minute
+
+// dropVIPs takes back what was allocated for services that have been gone for
+// vipRest. gone remembers since when; the lowest living node does it.
+func (n *Node) dropVIPs(ctx context.Context, gone map[string]time.Time, now time.Time) error {
+	sn := n.store.Snapshot()
+	live := map[string]bool{}
+	for _, s := range state.All[state.Service](sn) {
+		live[s.Key()] = true
+	}
+	var ops []state.Op
+	for rec := range state.All[state.VIP](sn) {
+		key := rec.ID.Key
+		if live[key] {
+			delete(gone, key)
+			continue
+		}
+		if gone[key].IsZero() {
+			gone[key] = now
+		}
+		if now.Sub(gone[key]) > vipRest {
+			ops = append(ops, state.Del(state.Cluster, state.KindVIP, key))
+		}
+	}
+	if len(ops) == 0 || !n.lowestAlive(sn.View()) {
+		return nil
+	}
+	_, err := n.store.Write(ctx, func(*state.Snapshot) ([]state.Op, error) { return ops, nil })
+	return err
+}
+
+// lowestAlive reports whether this node is the one that does what one node
+// has to do for all.
+func (n *Node) lowestAlive(v *state.View) bool {
+	for _, nv := range v.Nodes {
+		if nv.State == state.Alive && nv.ID < n.self {
+			return false
+		}
+	}
+	return true
 }
 
 func needsVIP(s *state.ServiceView) bool {

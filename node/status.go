@@ -127,13 +127,20 @@ func (n *Node) networkStatus(sn *state.Snapshot, v *state.View, nw *state.Networ
 
 func (n *Node) subsystems(v *state.View) []api.SubsystemStatus {
 	d, l, o, h, g := n.dns.Status(), n.lb.Status(), n.overlay.Status(), n.dhcp.Status(), n.gossip.Status()
-	return []api.SubsystemStatus{
+	parts := []api.SubsystemStatus{
 		{Name: "dns", OK: d.OK, Desired: v.Rev, Applied: d.Applied, Detail: d.Detail, Error: d.Error, Fix: d.Fix},
 		{Name: "lb", OK: l.OK, Desired: v.Rev, Applied: l.Applied, Detail: l.Detail, Error: l.Error, Fix: l.Fix},
 		{Name: "overlay", OK: o.OK, Desired: v.Rev, Applied: o.Applied, Detail: o.Detail, Error: o.Error, Fix: o.Fix},
 		{Name: "dhcp", OK: h.OK, Desired: v.Rev, Applied: h.Applied, Detail: h.Detail, Error: h.Error, Fix: h.Fix},
 		{Name: "gossip", OK: g.OK, Desired: v.Rev, Applied: v.Rev, Detail: g.Detail, Error: g.Error, Fix: g.Fix},
 	}
+	if err := n.store.SaveError(); err != nil {
+		parts = append(parts, api.SubsystemStatus{
+			Name: "state", Desired: v.Rev, Applied: v.Rev, Error: "the last write failed, nothing new can be accepted: " + err.Error(),
+			Fix: "make room in " + n.dir + " and see that its disk is writable; the next change tries again",
+		})
+	}
+	return parts
 }
 
 // freePart is how much of the opened blocks of a network is left, 0 to 1.

@@ -206,7 +206,7 @@ func (v *View) deriveServices(sn *Snapshot) {
 		for _, d := range ds[1:] {
 			if !sameValue(ds[0].svc, d.svc) {
 				v.Conflicts = append(v.Conflicts, Conflict{
-					What: "service " + key, Winner: v.declarer(ds[0].owner), Loser: v.declarer(d.owner),
+					What: "service " + ds[0].svc.FullName(), Winner: v.declarer(ds[0].owner), Loser: v.declarer(d.owner),
 					Detail: "declared differently: make the declarations agree",
 				})
 				break
@@ -332,13 +332,13 @@ func (v *View) duplicateVIPs() {
 		}
 		if owner, taken := first[s.VIP]; taken {
 			v.Conflicts = append(v.Conflicts, Conflict{
-				What: "VIP " + s.VIP.String(), Winner: owner, Loser: s.Key(),
+				What: "VIP " + s.VIP.String(), Winner: owner, Loser: s.FullName(),
 				Detail: "two services claim the address: give one of them another",
 			})
 			s.VIP = netip.Addr{}
 			continue
 		}
-		first[s.VIP] = s.Key()
+		first[s.VIP] = s.FullName()
 	}
 }
 

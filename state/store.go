@@ -51,6 +51,8 @@ type Store struct {
 	epoch  atomic.Uint64
 	wrote  atomic.Bool // an own record was written in this epoch
 
+	saveErr atomic.Pointer[error] // of the last commit; nil: it went well
+
 	queue  chan *request
 	closed chan struct{}
 	done   chan struct{}
@@ -172,6 +174,15 @@ func (s *Store) SetEpoch(e uint64) {
 			return
 		}
 	}
+}
+
+// SaveError returns why the last batch could not be made durable, or nil. It
+// stands until a later batch goes well.
+func (s *Store) SaveError() error {
+	if e := s.saveErr.Load(); e != nil {
+		return *e
+	}
+	return nil
 }
 
 // Snapshot returns the newest state.
@@ -343,7 +354,9 @@ func (s *Store) commit(reqs []*request) {
 	if len(batch) > 0 || len(s.unsavedHeads) > 0 {
 		if err = s.save(batch); err == nil {
 			s.unsaved, s.unsavedHeads = nil, nil
+			s.saveErr.Store(nil)
 		} else {
+			s.saveErr.Store(&err)
 			s.logger.Error("records not saved", "records", len(batch), "err", err)
 		}
 	}

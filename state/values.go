@@ -159,6 +159,9 @@ type Service struct {
 // Key returns the record key of a service.
 func (s Service) Key() string { return s.Namespace + "/" + s.Name }
 
+// FullName returns the name as people write it: NAME.NAMESPACE.
+func (s Service) FullName() string { return s.Name + "." + s.Namespace }
+
 // ServicePort is one port of a service.
 type ServicePort struct {
 	Name       string `cbor:"1,keyasint,omitempty"`

@@ -163,7 +163,7 @@ func (d *DB) CommitHeads(batch []state.Record, heads []state.Head) error {
 		return putHeads(tx, heads)
 	})
 	if err != nil {
-		return fmt.Errorf("write %s: %w", d.path, err)
+		return d.writeError(err)
 	}
 	return nil
 }
@@ -192,7 +192,7 @@ func (d *DB) Drop(ids []state.ID, heads []state.Head) error {
 		return putHeads(tx, heads)
 	})
 	if err != nil {
-		return fmt.Errorf("write %s: %w", d.path, err)
+		return d.writeError(err)
 	}
 	return nil
 }
@@ -204,4 +204,13 @@ func key(id state.ID) []byte {
 	b = append(b, id.Owner...)
 	b = append(b, 0)
 	return append(b, id.Key...)
+}
+
+// writeError names the file once: errors of the operating system name it too.
+func (d *DB) writeError(err error) error {
+	var p *os.PathError
+	if errors.As(err, &p) && p.Path == d.path {
+		return err
+	}
+	return fmt.Errorf("write %s: %w", d.path, err)
 }
