@@ -5,12 +5,18 @@ PREFIX  ?= /usr
 SYSCONF ?= /etc
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10s
+# sudo's PATH lacks the place where Go's archive unpacks to, and a user's on
+# Debian the directories of sysctl(8) and nft(8).
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+# The version is VERSION. Without this Go asks git as well, and refuses to
+# build where git refuses: root in another user's checkout.
+export GOFLAGS := $(strip $(filter-out -buildvcs=false,$(shell go env GOFLAGS 2>/dev/null)) -buildvcs=false)
 # The linter's version is that of .ci/deps.
 STATICCHECK := $(firstword $(wildcard bin/staticcheck) staticcheck)
 
-.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench demo clean help root deps
+.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench demo clean help root go deps
 
-build: ## build ./bin/nodectl
+build: go ## build ./bin/nodectl
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/nodectl ./cmd/nodectl
 
 install: build ## install to $(DESTDIR)$(PREFIX); an existing Nodefile stays
@@ -31,7 +37,7 @@ install: build ## install to $(DESTDIR)$(PREFIX); an existing Nodefile stays
 	@if [ -z "$(DESTDIR)" ] && command -v systemd-sysusers >/dev/null; then systemd-sysusers $(PREFIX)/lib/sysusers.d/nodenet.conf; fi
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
-test: root deps ## everything CI runs: lint, unit tests, end to end; as root
+test: root go deps ## everything CI runs: lint, unit tests, end to end; as root
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory build
 	@echo '== unit tests, -race'
@@ -42,18 +48,23 @@ test: root deps ## everything CI runs: lint, unit tests, end to end; as root
 
 test-e2e: root build ## end to end, in network namespaces; as root
 	@echo '== end to end, -race'
-	@PATH="$(CURDIR)/bin:$$PATH:/usr/sbin:/sbin" NODENET_E2E=1 ./.ci/gotest -race -count=1 -p 1 -timeout 15m ./test/...
+	@PATH="$(CURDIR)/bin:$$PATH" NODENET_E2E=1 ./.ci/gotest -race -count=1 -p 1 -timeout 15m ./test/...
 
-test-unit: ## tests that need no privileges
+test-unit: go ## tests that need no privileges
 	go test ./...
 
 root:
-	@[ "$$(id -u)" = 0 ] || { echo 'make test makes network namespaces and must run as root: sudo make test. Without root: make test-unit' >&2; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo 'make $(MAKECMDGOALS) makes network namespaces and must run as root: sudo make $(MAKECMDGOALS). Without root there are: make build, make test-unit' >&2; exit 1; }
 
-deps:
+go:
+	@command -v go >/dev/null || { echo 'Go is missing: unpack 1.26 or newer to /usr/local/go, see https://go.dev/doc/install' >&2; exit 1; }
+	@case "$$(go env GOVERSION)" in go1.[0-9]|go1.[0-9].*|go1.1[0-9]*|go1.20*) \
+	  echo "$$(go env GOVERSION) in $$(command -v go) is too old: 1.26 or newer is needed, see https://go.dev/doc/install" >&2; exit 1;; esac
+
+deps: go
 	@./.ci/deps
 
-lint: ## gofmt, go vet, staticcheck
+lint: go ## gofmt, go vet, staticcheck
 	@echo '== lint'
 	@bad=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null | grep . || find . -name '*.go')); \
 	  [ -z "$$bad" ] || { echo "gofmt these files:" $$bad >&2; exit 1; }
@@ -61,24 +72,24 @@ lint: ## gofmt, go vet, staticcheck
 	@command -v $(STATICCHECK) >/dev/null || { echo 'staticcheck is missing: run .ci/deps' >&2; exit 1; }
 	@$(STATICCHECK) ./...
 
-fuzz: ## every fuzz target for FUZZTIME (10s)
+fuzz: go ## every fuzz target for FUZZTIME (10s)
 	@grep -rn --include='*_test.go' '^func Fuzz' . | sed -E 's|^(.*)/[^/]*:[0-9]+:func (Fuzz[A-Za-z0-9_]*)\(.*|\1 \2|' | sort -u | \
 	  while read -r dir name; do \
 	    echo "== $$dir $$name"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
 	  done
 
-golden: ## write the golden files anew; then read the diff
+golden: go ## write the golden files anew; then read the diff
 	go test $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u) -update
 	@git --no-pager diff --stat -- '*testdata*' 2>/dev/null || true
 
 docs: root build ## write the labs' pages anew, with real output; then read the diff
-	@PATH="$(CURDIR)/bin:$$PATH:/usr/sbin:/sbin" NODENET_E2E=1 NODENET_UPDATE_DOCS=1 go test -count=1 ./test/labs
+	@PATH="$(CURDIR)/bin:$$PATH" NODENET_E2E=1 NODENET_UPDATE_DOCS=1 go test -count=1 ./test/labs
 	@git --no-pager diff --stat -- docs 2>/dev/null || true
 
-bench: ## benchmarks
+bench: go ## benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
-demo: build ## three nodes in namespaces, with commentary; as root
+demo: root build ## three nodes in namespaces, with commentary; as root
 	@./bin/nodectl lab demo
 
 clean: ## remove what was built
