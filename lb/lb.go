@@ -74,6 +74,7 @@ type LB struct {
 	status  Status
 	took    time.Duration
 	changed time.Time // when the kernel was last changed
+	drops   []ForwardDrop
 
 	// Owned by Run.
 	applied  *Table // nil: unknown, observe first
@@ -135,6 +136,7 @@ func (b *LB) Run(ctx context.Context) error {
 	var retry <-chan time.Time
 	backoff := backoffMin
 	lastCheck := time.Now()
+	first := true
 	for {
 		select {
 		case <-ctx.Done():
@@ -148,6 +150,7 @@ func (b *LB) Run(ctx context.Context) error {
 			}
 			lastCheck = time.Now()
 			if b.intact() {
+				b.lookAround()
 				if slow {
 					b.loop.retry()
 				}
@@ -164,6 +167,10 @@ func (b *LB) Run(ctx context.Context) error {
 		err := b.apply(*t)
 		b.note(*t, err)
 		if err == nil {
+			if first {
+				first = false
+				b.lookAround()
+			}
 			retry, backoff = nil, backoffMin
 			continue
 		}
@@ -321,6 +328,7 @@ func (b *LB) Status() Status {
 			s.Detail += fmt.Sprintf(" (and %d more)", n)
 		}
 	}
+	blame(&s, b.drops)
 	if s.Error != "" {
 		s.Detail += "; " + s.Error
 	}
