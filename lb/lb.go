@@ -329,9 +329,6 @@ func (b *LB) Status() Status {
 		}
 	}
 	blame(&s, b.drops)
-	if s.Error != "" {
-		s.Detail += "; " + s.Error
-	}
 	return s
 }
 
