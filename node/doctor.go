@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodenet/api"
+	"nodenet/lb"
+	"nodenet/overlay"
 	"nodenet/state"
 )
 
@@ -39,7 +42,29 @@ const (
 
 // DoctorOffline makes the checks that need no running daemon.
 func DoctorOffline(context.Context) []api.Check {
-	return append(checkPrivileges(), checkSysctls()...)
+	return slices.Concat(checkPrivileges(), checkKernel(), checkSysctls())
+}
+
+// checkKernel tries what the data path needs, where it disturbs nobody.
+func checkKernel() []api.Check {
+	var can []string
+	var out []api.Check
+	for _, f := range overlay.ProbeKernel() {
+		if f.Err != nil {
+			out = append(out, api.Check{Name: "kernel: " + f.Name, Status: bad, Detail: f.Err.Error(), Fix: f.Fix})
+			continue
+		}
+		can = append(can, f.Name)
+	}
+	if fix, err := lb.ProbeKernel(); err != nil {
+		out = append(out, api.Check{Name: "kernel: nftables", Status: bad, Detail: err.Error(), Fix: fix})
+	} else {
+		can = append(can, "nftables")
+	}
+	if len(can) > 0 {
+		out = append([]api.Check{{Name: "kernel", Status: okay, Detail: strings.Join(can, ", ") + " tried and working"}}, out...)
+	}
+	return out
 }
 
 func checkPrivileges() []api.Check {
