@@ -111,12 +111,12 @@ func (d *demo) args(argv []string) []string {
 
 // text is what a person would type here.
 func (d *demo) text(argv []string) string {
-	return shellName(d.binary) + " " + strings.Join(d.args(argv), " ")
+	return ShellName(d.binary) + " " + strings.Join(d.args(argv), " ")
 }
 
-// shellName is how a shell in the working directory finds a program: by its
+// ShellName is how a shell in the working directory finds a program: by its
 // name when PATH leads to it, else by the shorter of its two paths.
-func shellName(binary string) string {
+func ShellName(binary string) string {
 	name := filepath.Base(binary)
 	if found, err := exec.LookPath(name); err == nil && found == binary {
 		return name

@@ -135,7 +135,11 @@ func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err := l.update(func(r *record) error { *r = *rec; return nil }); err != nil {
 		return nil, err
 	}
-	o.Progress(fmt.Sprintf("LAN %s with %d nodes, a router and an outside host", lanPrefix, o.Nodes))
+	nodes := fmt.Sprintf("%d nodes", o.Nodes)
+	if o.Nodes == 1 {
+		nodes = "1 node"
+	}
+	o.Progress(fmt.Sprintf("LAN %s with %s, a router and an outside host", lanPrefix, nodes))
 	if err := l.build(rec, serviceRange(o.Nodefile)); err != nil {
 		return nil, err
 	}

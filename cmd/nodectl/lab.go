@@ -66,7 +66,11 @@ func (c *cli) labUpCmd(f *labFlags) *cobra.Command {
 				return err
 			}
 			return c.print(map[string]string{"name": f.name}, func(w io.Writer) {
-				fmt.Fprintf(w, "lab %s is up: 'nodectl lab status --name %s', 'nodectl lab exec --name %s node1 -- nodectl status'\n", f.name, f.name, f.name)
+				self := "nodectl"
+				if exe, err := os.Executable(); err == nil {
+					self = lab.ShellName(exe)
+				}
+				fmt.Fprintf(w, "lab %s is up: '%s lab status --name %s', '%s lab exec --name %s node1 -- nodectl status'\n", f.name, self, f.name, self, f.name)
 			})
 		},
 	}
