@@ -20,9 +20,9 @@ const takeover = 1_000_000
 // the right to make rings included. Unlike every other change of a ring it is
 // not the owner who writes it, so it is safe only when that owner does not
 // run and when self knows all that any other node knows of the rings; seeing
-// to that is the caller's task. What is taken rests until now + rest, if that
-// is positive.
-func Forget(sn *state.Snapshot, self state.NodeID, ringID string, node state.NodeID, rest time.Duration, now time.Time) []state.Op {
+// to that is the caller's task. What is taken of a ring rests until
+// now + rest(ring), if that is positive.
+func Forget(sn *state.Snapshot, self state.NodeID, ringID string, node state.NodeID, rest func(ring string) time.Duration, now time.Time) []state.Op {
 	names := map[string]bool{}
 	for _, r := range state.All[state.Range](sn) {
 		if r.RingID == ringID {
@@ -37,8 +37,8 @@ func Forget(sn *state.Snapshot, self state.NodeID, ringID string, node state.Nod
 		}
 		for _, p := range ring.Owned(node) {
 			r := state.Range{Ring: name, RingID: ringID, Prefix: p, Owner: self, From: node}
-			if rest > 0 && name != ringSeat {
-				r.Until = now.Add(rest).Unix()
+			if d := rest(name); d > 0 && name != ringSeat {
+				r.Until = now.Add(d).Unix()
 			}
 			ops = append(ops, rangeOp(r, ring.gen(p)+takeover))
 		}
@@ -74,6 +74,15 @@ func GiveWay(sn *state.Snapshot, self state.NodeID, ringID string) []state.Op {
 	if f, ok := state.Lookup[state.Forgotten](sn, state.ID{Class: state.Cluster, Kind: state.KindForgotten, Key: string(self)}); ok {
 		w.epoch = f.Epoch
 	}
+	if w.epoch == 0 && !w.disturbed() {
+		return nil
+	}
+	own := state.ID{Class: state.Owner, Kind: state.KindNode, Owner: self, Key: "self"}
+	if rec, ok := sn.Get(own); ok && !rec.Deleted && rec.Version.Epoch <= w.epoch {
+		if node, ok := state.Lookup[state.Node](sn, own); ok {
+			w.ops = append(w.ops, anew(state.KindNode, "self", *node))
+		}
+	}
 	w.blocks()
 	w.endpoints()
 	w.services()
@@ -96,6 +105,19 @@ func (w *yield) ring(name string) *Ring {
 		w.rings[name] = r
 	}
 	return r
+}
+
+// disturbed is the cheap question first: did anything of this kind happen at all?
+func (w *yield) disturbed() bool {
+	for _, r := range state.All[state.Range](w.sn) {
+		if _, ok := w.rings[r.Ring]; ok || r.RingID != w.ringID {
+			continue
+		}
+		if ring := w.ring(r.Ring); ring != nil && ring.disturbed() {
+			return true
+		}
+	}
+	return false
 }
 
 // lost reports that a prefix was ours and is another's without our consent.

@@ -66,7 +66,7 @@ func (m *sim) forget(t *rapid.T) {
 	}
 	err := write(n.store, func(sn *state.Snapshot) ([]state.Op, error) {
 		f := state.Forgotten{By: n.id, At: time.Now().Unix(), Epoch: max(dead.epoch, sn.Head(dead.id).Mark.Epoch)}
-		return append(Forget(sn, n.id, ringID, dead.id, rest, time.Now()), state.Put(state.Cluster, state.KindForgotten, string(dead.id), f)), nil
+		return append(Forget(sn, n.id, ringID, dead.id, func(string) time.Duration { return rest }, time.Now()), state.Put(state.Cluster, state.KindForgotten, string(dead.id), f)), nil
 	})
 	if err != nil && !errors.Is(err, errCrash) {
 		t.Fatalf("forget: %v", err)
@@ -82,7 +82,7 @@ func (m *sim) forget(t *rapid.T) {
 }
 
 // comeBack starts a dead node with its old disk. It hears the others before it
-// serves anybody: see the README on nodes that come back alone.
+// serves anybody: one that is alone cannot know better.
 func (m *sim) comeBack(t *rapid.T) {
 	n := m.nodes[rapid.IntRange(0, len(m.nodes)-1).Draw(t, "node")]
 	alone := true

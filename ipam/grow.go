@@ -264,7 +264,10 @@ func wantDonor(sn *state.Snapshot, ring *Ring, self state.NodeID, spec Spec, wan
 	return "", fail(fmt.Sprintf("%s uses it or has opened or pinned it: choose another one, or free it there", nodeName(sn, o)), ErrExhausted)
 }
 
-// exhausted says who holds what, in the words of status.
+// maxHolders bounds how many nodes an error lists one by one.
+const maxHolders = 12
+
+// exhausted says who holds what, in the words of status, and what frees space.
 func exhausted(sn *state.Snapshot, ring *Ring, self state.NodeID, spec Spec, asked map[state.NodeID]error) error {
 	noun := "blocks"
 	switch spec.Ring {
@@ -273,14 +276,39 @@ func exhausted(sn *state.Snapshot, ring *Ring, self state.NodeID, spec Spec, ask
 	case state.RingNodePorts:
 		noun = "ports"
 	}
-	var parts []string
-	for _, h := range holdings(sn, ring, self, spec) {
-		s := fmt.Sprintf("%s %d of %d %s", nodeName(sn, h.node), h.owned-h.spare, h.owned, noun)
+	bits := unit(spec.Ring, spec.Block, spec.Prefix)
+	live, gone := sn.Live(), sn.Gone()
+	hs := holdings(sn, ring, self, spec)
+	slices.SortFunc(hs, func(a, b holding) int {
+		return cmp.Or(cmp.Compare(b.owned, a.owned), strings.Compare(nodeName(sn, a.node), nodeName(sn, b.node)))
+	})
+	var parts, dead []string
+	for i, h := range hs {
+		name := nodeName(sn, h.node)
+		st := live[h.node].State
+		if h.node != self && st == state.Dead && h.spare > 0 && !gone.Node(h.node) {
+			dead = append(dead, name)
+		}
+		if i >= maxHolders {
+			continue
+		}
+		s := fmt.Sprintf("%s %d of %d %s", name, h.owned-h.spare, h.owned, noun)
+		if n := ring.restingUnits(h.node, bits); n > 0 {
+			s += fmt.Sprintf(", %d of them rest after a takeover", n)
+		}
 		if err := asked[h.node]; err != nil {
-			s += fmt.Sprintf(" (%s: %v)", sn.Live()[h.node].State, err)
+			s += fmt.Sprintf(" (%s: %v)", st, err)
 		}
 		parts = append(parts, s)
 	}
 	slices.Sort(parts)
-	return fmt.Errorf("%s: %w: %s", title(spec.Ring), ErrExhausted, strings.Join(parts, ", "))
+	if more := len(hs) - maxHolders; more > 0 {
+		parts = append(parts, fmt.Sprintf("and %d more nodes", more))
+	}
+	text := strings.Join(parts, ", ")
+	slices.Sort(dead)
+	for _, d := range dead[:min(len(dead), 3)] {
+		text += fmt.Sprintf("; if %s is gone for good, `nodectl node forget %s` takes its part over", d, d)
+	}
+	return fmt.Errorf("%s: %w: %s", title(spec.Ring), ErrExhausted, text)
 }

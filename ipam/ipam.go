@@ -14,6 +14,17 @@
 //	     │    └─ .2  endpoint db-0                 what is in use
 //	     └─ 10.244.129.0/24 … spare                (Endpoint, Lease: Allocate)
 //
+// # A node that is gone for good
+//
+// Its ranges move only by Forget, which breaks the rule above: not the owner
+// writes the record. It is safe when a majority agrees that the owner is not
+// there and whoever forgets knows what they know of the ring; what a node
+// beyond the majority had from the dead one alone, is contested afterwards. The
+// record's generation stands far above what was known, so that nothing the
+// dead node wrote unheard counts against it, and what is taken over rests
+// before anything in it is given out (DefaultQuarantine). When the node comes
+// back, it obeys (GiveWay). Strays finds what is in the wrong place meanwhile.
+//
 // # Why two nodes never give out the same address
 //
 // A ring is a set of Range records. Where ranges overlap, the one with the

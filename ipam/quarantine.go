@@ -45,6 +45,15 @@ func (r *Ring) usable(node state.NodeID, now time.Time) []span {
 	return subtract(r.owned(node), normal(rest))
 }
 
+// restingUnits counts what a node owns that rests, in prefixes of a length.
+func (r *Ring) restingUnits(node state.NodeID, bits int) uint64 {
+	var n uint64
+	for _, p := range prefixes(intersect(r.owned(node), normal(r.quarantine(time.Now())))) {
+		n = satAdd(n, units(p, bits))
+	}
+	return n
+}
+
 func restError(until time.Time) error {
 	return fmt.Errorf("taken over from a forgotten node, rests until %s: %w", until.Format(time.TimeOnly), ErrInUse)
 }

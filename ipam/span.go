@@ -215,3 +215,10 @@ func halves(p netip.Prefix) (lower, upper netip.Prefix) {
 	lower = netip.PrefixFrom(p.Masked().Addr(), p.Bits()+1)
 	return lower, netip.PrefixFrom(lastAddr(lower).Next(), p.Bits()+1)
 }
+
+// SpanText writes a run of addresses, both ends included, as a prefix where it
+// is one.
+func SpanText(from, to netip.Addr) string { return span{from, to}.String() }
+
+// Last returns the highest address of a prefix.
+func Last(p netip.Prefix) netip.Addr { return lastAddr(p) }

@@ -128,14 +128,15 @@ func checkSysctls() []api.Check {
 func (n *Node) doctor(ctx context.Context) ([]api.Check, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	v := n.store.Snapshot().View()
+	sn := n.store.Snapshot()
+	v := sn.View()
 	out := DoctorOffline(ctx)
 	out = append(out, n.checkDisk(), n.checkPortRange())
 	out = append(out, n.checkParts(v)...)
 	out = append(out, n.checkPeers(v)...)
 	out = append(out, n.checkDNS(ctx)...)
 	out = append(out, n.checkVIPs(ctx, v)...)
-	for _, c := range v.Conflicts {
+	for _, c := range n.conflicts(sn, v) {
 		out = append(out, api.Check{Name: "conflict", Status: warn, Detail: fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser)})
 	}
 	return out, nil

@@ -84,6 +84,8 @@ type Node struct {
 	checked   healthTable
 	declared  chan struct{} // closed once our own records are written
 	leaving   atomic.Bool   // the address space is being handed over: nothing is allocated
+	restored  atomic.Bool   // see restoredFile
+	promised  promises
 	leave     chan struct{} // closed when the node has left the cluster
 	leaveOnce sync.Once
 }
@@ -182,8 +184,9 @@ func (n *Node) openState() (err error) {
 	}
 	// An epoch is never used twice: above what the disk holds, above the
 	// clock; gossip raises it above what any peer holds.
-	n.store.SetEpoch(max(n.store.Epoch()+1, uint64(time.Now().Unix())))
+	n.store.SetEpoch(max(n.minEpoch(), uint64(time.Now().Unix())))
 	n.epoch = n.store.Epoch()
+	n.openRestored()
 	return nil
 }
 
@@ -211,7 +214,9 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		Identity: id, Cluster: n.cluster, Secret: secret, StateDir: n.dir, Store: n.store, Name: n.cfg.Node.Name,
 		Advertise: n.local.Advertise, Bind: n.local.Advertise,
 		GossipPort: n.cfg.Cluster.GossipPort, SyncPort: n.cfg.Cluster.SyncPort,
-		Join: n.cfg.Cluster.Join, Handlers: map[string]gossip.Handler{methodAsk: n.serveAsk, methodTake: n.serveTake},
+		Join: n.cfg.Cluster.Join, Handlers: map[string]gossip.Handler{
+			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget,
+		},
 		Logger: n.log.With("part", "gossip"), Registry: reg,
 	})
 	return err
@@ -265,6 +270,8 @@ func (n *Node) run(ctx context.Context) error {
 		{"space", n.runSpace},
 		{"health", n.runHealth},
 		{"upkeep", n.runUpkeep},
+		{"obey", n.runObey},
+		{"restored", n.runRestored},
 		{"api", srv.run},
 		{"notify", n.runNotify},
 	} {

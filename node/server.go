@@ -283,5 +283,6 @@ func (n *Node) routes() http.Handler {
 	})
 	mux.HandleFunc("POST "+api.PathDNSQuery, post(n.query))
 	mux.HandleFunc("GET "+api.PathDoctor, get(n.doctor))
+	n.clusterRoutes(mux)
 	return mux
 }

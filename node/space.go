@@ -36,6 +36,9 @@ func (a asker) Ask(ctx context.Context, to state.NodeID, q ipam.Ask) ([]state.Re
 	if err != nil {
 		return nil, err
 	}
+	if a.n.promised.bound(to) {
+		return nil, errors.New("it is being forgotten")
+	}
 	var recs []state.Record
 	if err := state.Decode(resp, &recs); err != nil {
 		return nil, fmt.Errorf("answer of %s: %w", to.Short(), err)
@@ -79,6 +82,9 @@ func (n *Node) serveAsk(ctx context.Context, from state.NodeID, req []byte) ([]b
 		return nil, fmt.Errorf("request for address space: %w", err)
 	}
 	q.To = from // whatever the request says
+	if n.restored.Load() {
+		return nil, errRestored
+	}
 	recs, err := ipam.ServeAsk(ctx, n.store, n.self, n.ringID(), q)
 	if err != nil {
 		return nil, err
@@ -113,8 +119,8 @@ func (n *Node) specs(sn *state.Snapshot) []ipam.Spec {
 // up; it then asks the others for more and tries again.
 func (n *Node) writeWithSpace(ctx context.Context, fn func(*state.Snapshot) ([]state.Op, error)) (uint64, error) {
 	for try := 0; ; try++ {
-		if n.leaving.Load() {
-			return 0, errLeaving
+		if err := n.mayAllocate(); err != nil {
+			return 0, err
 		}
 		rev, err := n.store.Write(ctx, fn)
 		var need *ipam.NeedSpaceError
@@ -177,7 +183,7 @@ func (n *Node) runSpace(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if n.leaving.Load() {
+		if n.mayAllocate() != nil {
 			continue
 		}
 		if time.Since(shared) >= shareEvery {
@@ -389,8 +395,8 @@ func portsOf(m map[string]uint16) []uint16 {
 
 // pickLease chooses an address for a DHCP client; it is the book's way to ipam.
 func (n *Node) pickLease(sn *state.Snapshot, network string, c dhcp.Client, held func(netip.Addr) bool) (dhcp.Pick, error) {
-	if n.leaving.Load() {
-		return dhcp.Pick{}, errLeaving
+	if err := n.mayAllocate(); err != nil {
+		return dhcp.Pick{}, err
 	}
 	nw, ok := n.network(sn, network)
 	if !ok {

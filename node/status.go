@@ -39,7 +39,7 @@ func (n *Node) status(context.Context) (*api.Status, error) {
 		s.Networks = append(s.Networks, n.networkStatus(sn, v, &v.Networks[i]))
 	}
 	s.Subsystems = n.subsystems(v)
-	for _, c := range append(n.ringConflicts(sn, v), v.Conflicts...) {
+	for _, c := range n.conflicts(sn, v) {
 		s.Conflicts = append(s.Conflicts, fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser))
 	}
 	return s, nil

@@ -19,6 +19,7 @@ type engine struct {
 	Check         func(o node.CheckOptions) (*config.Config, []string, error)
 	Cleanup       func(ctx context.Context, o node.CleanupOptions) ([]string, error)
 	DoctorOffline func(ctx context.Context) []api.Check
+	Restore       func(o node.RestoreOptions) (*node.RestoreResult, error)
 	InstallCNI    func(o cni.InstallOptions) ([]string, error)
 }
 
@@ -31,6 +32,7 @@ func newEngine() engine {
 		Check:         node.Check,
 		Cleanup:       node.Cleanup,
 		DoctorOffline: node.DoctorOffline,
+		Restore:       node.Restore,
 		InstallCNI:    cni.Install,
 	}
 }

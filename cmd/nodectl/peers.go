@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"nodenet/api"
+)
+
+func (c *cli) peersCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "peers",
+		Short: "List the other nodes: state, distance, what they lack, traffic",
+		Long: `List the other nodes. LAG is how many of this node's records a peer lacks;
+IN and OUT count this node's stream with it.`,
+		Args: noArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			list, err := c.client().Peers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(list, func(w io.Writer) { peersTable(w, list, time.Now()) })
+		},
+	}
+}
+
+func peersTable(w io.Writer, list []api.PeerDetail, now time.Time) {
+	row(w, "PEER", "STATE", "SINCE", "ADDRESS", "RTT", "LAST SYNC", "LAG", "IN", "OUT", "VERSION", "")
+	for _, p := range list {
+		rtt, sync, lag, began := "", "never", "?", ""
+		if p.RTTMicro > 0 {
+			rtt = fmt.Sprintf("%.2f ms", float64(p.RTTMicro)/1000)
+		}
+		if p.LastSync >= 0 {
+			sync = ago(time.Duration(p.LastSync) * time.Millisecond)
+		}
+		if p.Lag >= 0 {
+			lag = fmt.Sprint(p.Lag)
+		}
+		if p.Since > 0 {
+			began = age(now, p.Since)
+		}
+		row(w, p.Name, p.State, began, addrText(p.Address), rtt, sync, lag, size(p.BytesIn), size(p.BytesOut), p.Version, p.LastError)
+	}
+}
+
+func size(n uint64) string {
+	switch {
+	case n < 10<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 10<<20:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d MiB", n>>20)
+}

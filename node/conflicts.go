@@ -1,0 +1,84 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"nodenet/api"
+	"nodenet/ipam"
+	"nodenet/state"
+)
+
+// conflicts is everything that records disagree on, address space first.
+func (n *Node) conflicts(sn *state.Snapshot, v *state.View) []state.Conflict {
+	out := n.ringConflicts(sn, v)
+	for _, s := range ipam.Strays(sn, n.ringID()) {
+		c := state.Conflict{Winner: nodeName(v, s.Owner), Loser: nodeName(v, s.Node)}
+		if s.Block.IsValid() {
+			c.What = fmt.Sprintf("block %s of %s", s.Block, s.Network)
+			c.Detail = fmt.Sprintf("open on %s in a range that is not its any more: it closes it when it is reached; if it does not, restart the daemon there", c.Loser)
+		} else {
+			name := s.Endpoint.Name + "." + s.Endpoint.Namespace
+			if s.Endpoint.Name == "" {
+				name = s.Endpoint.ID
+			}
+			c.What = fmt.Sprintf("endpoint %s (%s)", name, s.Addr)
+			c.Detail = fmt.Sprintf("its address is in a range that is not its node's any more, and it is drained: on %s run `nodectl detach --id %s` and attach it again", c.Loser, s.Endpoint.ID)
+			if s.Also != "" {
+				c.Detail = "its address is also that of " + s.Also + "; " + c.Detail
+			}
+		}
+		out = append(out, c)
+	}
+	gone := sn.Gone()
+	for rec, f := range state.All[state.Forgotten](sn) {
+		if f.Forced && gone.Node(state.NodeID(rec.ID.Key)) {
+			out = append(out, state.Conflict{
+				What: "node " + f.Name, Winner: nodeName(v, f.By), Loser: f.Name,
+				Detail: fmt.Sprintf("forgotten by force at %s: if it still runs somewhere, stop it there", time.Unix(f.At, 0).Format(time.DateTime)),
+			})
+		}
+	}
+	return append(out, v.Conflicts...)
+}
+
+func (n *Node) conflictList(context.Context) ([]api.Conflict, error) {
+	sn := n.store.Snapshot()
+	v := sn.View()
+	out := []api.Conflict{}
+	for _, c := range n.conflicts(sn, v) {
+		a := api.Conflict{What: c.What, Winner: c.Winner, Loser: c.Loser, Detail: c.Detail}
+		if key, ok := strings.CutPrefix(c.What, "service "); ok {
+			a.WinnerValue, a.LoserValue = serviceValues(sn, v, key, c)
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+// serviceValues finds what was declared differently.
+func serviceValues(sn *state.Snapshot, v *state.View, key string, c state.Conflict) (winner, loser json.RawMessage) {
+	for rec, s := range state.All[state.Service](sn) {
+		if s.Key() != key {
+			continue
+		}
+		who := "command"
+		if rec.ID.Owner != "" {
+			who = "Nodefile of " + nodeName(v, rec.ID.Owner)
+		}
+		b, err := json.Marshal(s)
+		if err != nil {
+			continue
+		}
+		switch who {
+		case c.Winner:
+			winner = b
+		case c.Loser:
+			loser = b
+		}
+	}
+	return winner, loser
+}
