@@ -17,6 +17,7 @@ type Tables interface {
 	Snapshot() *state.Snapshot
 	MergeDelta(state.Delta) (int, error)
 	Merge([]state.Record, bool) (int, error)
+	Reissue(state.Mark) (int, error)
 }
 
 const (
@@ -110,6 +111,7 @@ func (r *replica) handle(s *session, f frame) outcome {
 	case *same:
 		o.equal, o.synced, o.proven = true, true, !f.Fresh
 	case *digest:
+		r.remember(f)
 		sn := r.tables.Snapshot()
 		reply, more := r.missing(sn, f)
 		if f.Answer {
@@ -137,6 +139,18 @@ func (r *replica) handle(s *session, f frame) outcome {
 		}
 	}
 	return o
+}
+
+// remember looks at what a peer holds of this node's own history: it may be
+// more than our disk does.
+func (r *replica) remember(d *digest) {
+	self := r.tables.Snapshot().Self()
+	for _, h := range d.Heads {
+		if h.Owner != self {
+			continue
+		}
+		_, _ = r.tables.Reissue(h.Mark) // the store tells of it, and the next digest tries again
+	}
 }
 
 // missing returns frames with what the sender of d lacks, within the budget.

@@ -135,16 +135,17 @@ func (n *simNode) now() time.Time { return time.Now().Add(time.Duration(n.skew.L
 
 // sim is a cluster of simulated nodes inside one synctest bubble.
 type sim struct {
-	t       *testing.T
-	seed    uint64
-	net     *simNet
-	rng     *rand.Rand // of the schedule
-	secret  []byte
-	ringID  string
-	nodes   []*simNode
-	began   time.Time
-	working atomic.Bool
-	busy    atomic.Int64
+	rolledBack bool // see doubled
+	t          *testing.T
+	seed       uint64
+	net        *simNet
+	rng        *rand.Rand // of the schedule
+	secret     []byte
+	ringID     string
+	nodes      []*simNode
+	began      time.Time
+	working    atomic.Bool
+	busy       atomic.Int64
 
 	mu      sync.Mutex
 	held    map[netip.Addr]string // who was told that it has the address

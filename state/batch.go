@@ -114,7 +114,9 @@ func (b *batch) write(r *request) error {
 	// Versions are given only now that nothing can fail.
 	for _, rec := range recs {
 		if rec.ID.Class == Owner {
-			b.s.wrote.Store(true)
+			if !b.s.wrote.Swap(true) {
+				b.s.began = max(b.s.epoch.Load(), b.next.heads[b.s.self].Mark.Epoch)
+			}
 			m := b.next.heads[b.s.self].Mark
 			if e := b.s.epoch.Load(); e > m.Epoch {
 				m = Mark{Epoch: e}
@@ -228,6 +230,9 @@ func (b *batch) delta(d *Delta) (int, error) {
 		b.floors = append(b.floors, h)
 	}
 	b.next.heads[d.Owner] = h
+	if d.Owner == b.s.self && b.s.loaded.Compare(h.Mark) < 0 {
+		b.s.loaded = h.Mark // a peer gave us our past back
+	}
 	return n, nil
 }
 

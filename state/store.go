@@ -61,6 +61,11 @@ type Store struct {
 	feedsMu sync.Mutex
 	feeds   map[*Feed]struct{}
 
+	// How far our own history went when it was last known to be whole: at
+	// start, and after a Reissue; the committer's own.
+	loaded   Mark
+	began    uint64 // epoch of this run's first own write
+	reissues int
 	// Merged, not yet in the Log; the committer's own.
 	unsaved      []Record
 	unsavedHeads []Head
@@ -74,6 +79,7 @@ type request struct {
 	durable bool
 	live    map[NodeID]Live
 	collect time.Time // tombstones older than this go
+	held    *Mark     // what a peer holds of us; see Reissue
 
 	ctx     context.Context
 	applied int
@@ -146,7 +152,8 @@ func NewStore(o Options) (*Store, error) {
 		b.next.heads[h.Owner] = cur
 	}
 	s.publish(b)
-	s.epoch.Store(max(o.Epoch, s.Snapshot().Head(o.Self).Mark.Epoch))
+	s.loaded = s.Snapshot().Head(o.Self).Mark
+	s.epoch.Store(max(o.Epoch, s.loaded.Epoch))
 	go s.run()
 	return s, nil
 }
@@ -345,14 +352,18 @@ func (s *Store) commit(reqs []*request) {
 
 	w := s.begin(s.cur.Load())
 	for _, r := range reqs {
-		if r.write != nil {
+		switch {
+		case r.write != nil:
 			r.err = w.write(r)
+		case r.held != nil:
+			r.applied, r.err = w.reissue(*r.held)
 		}
 	}
 	batch := append(append([]Record(nil), s.unsaved...), w.out...)
+	heads := append(append([]Head(nil), s.unsavedHeads...), w.floors...)
 	var err error
-	if len(batch) > 0 || len(s.unsavedHeads) > 0 {
-		if err = s.save(batch); err == nil {
+	if len(batch) > 0 || len(heads) > 0 {
+		if err = s.save(batch, heads); err == nil {
 			s.unsaved, s.unsavedHeads = nil, nil
 			s.saveErr.Store(nil)
 		} else {
@@ -363,6 +374,10 @@ func (s *Store) commit(reqs []*request) {
 	var derr error
 	if err == nil {
 		s.publish(w)
+		if len(w.floors) > 0 {
+			s.loaded = s.cur.Load().Head(s.self).Mark
+		}
+		s.undropped = append(s.undropped, w.drops...)
 		derr = s.drop()
 	} else {
 		w.txn.Abort()
@@ -370,7 +385,7 @@ func (s *Store) commit(reqs []*request) {
 	}
 	rev := s.cur.Load().rev
 	for _, r := range reqs {
-		if err != nil && r.err == nil && (r.write != nil || r.durable) {
+		if err != nil && r.err == nil && (r.write != nil || r.held != nil || r.durable) {
 			r.err = fmt.Errorf("save state: %w", err)
 		}
 		if derr != nil && !r.collect.IsZero() && r.err == nil {
@@ -382,9 +397,9 @@ func (s *Store) commit(reqs []*request) {
 }
 
 // save commits a batch, with the heads that belong to it where the Log can.
-func (s *Store) save(batch []Record) error {
-	if l, ok := s.log.(HeadLog); ok && len(s.unsavedHeads) > 0 {
-		return l.CommitHeads(batch, s.unsavedHeads)
+func (s *Store) save(batch []Record, heads []Head) error {
+	if l, ok := s.log.(HeadLog); ok && len(heads) > 0 {
+		return l.CommitHeads(batch, heads)
 	}
 	return s.log.Commit(batch)
 }
