@@ -243,7 +243,7 @@ type AttachRequest struct {
 	Ports          []Port            `json:"ports,omitempty"`
 	IP             netip.Addr        `json:"ip,omitzero"` // a wanted address
 	MAC            string            `json:"mac,omitempty"`
-	Mode           string            `json:"mode,omitempty"`    // bridge (default), host, none, ipam
+	Mode           string            `json:"mode,omitempty"`    // bridge (default), dhcp, host, none, ipam
 	Kind           string            `json:"kind,omitempty"`    // attach (default) or cni
 	Publish        []Publish         `json:"publish,omitempty"` // Target is filled in
 	NoDefaultRoute bool              `json:"noDefaultRoute,omitempty"`

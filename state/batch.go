@@ -54,7 +54,7 @@ func (b *batch) snapshot() *Snapshot {
 }
 
 func (b *batch) get(id ID) *Record {
-	o, err := b.txn.First(table, indexID, idKey(id))
+	o, err := b.txn.First(table, indexID, id.Bytes())
 	if err != nil || o == nil {
 		return nil
 	}
@@ -258,7 +258,10 @@ func (b *batch) merge(recs []Record) int {
 	return n
 }
 
-// contest notes two ring records of one generation that name different owners.
+// contest notes two versions of one ring record that name different owners in
+// one generation. The keys of ipam's ranges hold their owner, so that there two
+// claims are two records, which ipam finds; this catches a writer that does not
+// keep to that.
 // By the rules of the ring that takes a node that acted without owning.
 func (b *batch) contest(old, r *Record) {
 	if r.ID.Class != Ring || old.Version.Gen != r.Version.Gen || old.Version == r.Version {

@@ -141,7 +141,7 @@ func (sn *Snapshot) Bucket(i int) []Record {
 
 // Get returns a record, which may be a tombstone.
 func (sn *Snapshot) Get(id ID) (Record, bool) {
-	o, err := sn.txn.First(table, indexID, idKey(id))
+	o, err := sn.txn.First(table, indexID, id.Bytes())
 	if err != nil || o == nil {
 		return Record{}, false
 	}

@@ -29,8 +29,9 @@ func schema() *memdb.DBSchema {
 	}}
 }
 
-// idKey is kind, NUL, class, owner, NUL, key: prefix-free for each part.
-func idKey(id ID) []byte {
+// Bytes returns the ID as one key: kind, NUL, class, owner, NUL, key. It is
+// prefix-free for each part, so that a kind is a prefix.
+func (id ID) Bytes() []byte {
 	b := make([]byte, 0, len(id.Kind)+len(id.Owner)+len(id.Key)+3)
 	b = append(b, id.Kind...)
 	b = append(b, 0, byte(id.Class))
@@ -58,7 +59,7 @@ func bucketPrefix(i int) []byte { return []byte{'b', byte(i)} }
 
 type byID struct{}
 
-func (byID) FromObject(o any) (bool, []byte, error) { return true, idKey(o.(*Record).ID), nil }
+func (byID) FromObject(o any) (bool, []byte, error) { return true, o.(*Record).ID.Bytes(), nil }
 func (byID) FromArgs(a ...any) ([]byte, error)      { return rawArg(a) }
 func (byID) PrefixFromArgs(a ...any) ([]byte, error) {
 	return rawArg(a)
@@ -71,7 +72,7 @@ func (bySync) FromObject(o any) (bool, []byte, error) {
 	if r.ID.Class == Owner {
 		return true, ownerKey(r.ID.Owner, r.Version.mark()), nil
 	}
-	return true, append(bucketPrefix(BucketOf(r.ID)), idKey(r.ID)...), nil
+	return true, append(bucketPrefix(BucketOf(r.ID)), r.ID.Bytes()...), nil
 }
 func (bySync) FromArgs(a ...any) ([]byte, error)       { return rawArg(a) }
 func (bySync) PrefixFromArgs(a ...any) ([]byte, error) { return rawArg(a) }
@@ -92,7 +93,7 @@ const NumBuckets = 256
 // BucketOf returns the bucket of a record, equal on every node.
 func BucketOf(id ID) int {
 	h := fnv.New32a()
-	h.Write(idKey(id))
+	h.Write(id.Bytes())
 	return int(h.Sum32() % NumBuckets)
 }
 
@@ -100,7 +101,7 @@ func BucketOf(id ID) int {
 // these, so that a change costs two XORs.
 func recordHash(r *Record) uint64 {
 	h := fnv.New64a()
-	h.Write(idKey(r.ID))
+	h.Write(r.ID.Bytes())
 	var b [34]byte
 	binary.BigEndian.PutUint64(b[0:], r.Version.Gen)
 	binary.BigEndian.PutUint64(b[8:], uint64(r.Version.HLC))

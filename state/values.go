@@ -61,7 +61,7 @@ type Endpoint struct {
 	HostIf    string            `cbor:"13,keyasint,omitempty"` // host side of the veth
 	Netns     string            `cbor:"14,keyasint,omitempty"` // path, on its node
 	IfName    string            `cbor:"15,keyasint,omitempty"` // inside the namespace
-	Mode      string            `cbor:"16,keyasint,omitempty"` // bridge (default), host, none
+	Mode      string            `cbor:"16,keyasint,omitempty"` // bridge (default), dhcp, host, none, ipam
 	Gateway   netip.Addr        `cbor:"17,keyasint,omitempty"`
 	PrefixLen int               `cbor:"18,keyasint,omitempty"`
 	Hostname  string            `cbor:"19,keyasint,omitempty"` // of the headless endpoint name; empty: Name

@@ -156,7 +156,7 @@ func (d *DB) CommitHeads(batch []state.Record, heads []state.Head) error {
 			if err != nil {
 				return err
 			}
-			if err := b.Put(key(batch[i].ID), v); err != nil {
+			if err := b.Put(batch[i].ID.Bytes(), v); err != nil {
 				return err
 			}
 		}
@@ -185,7 +185,7 @@ func putHeads(tx *bolt.Tx, heads []state.Head) error {
 func (d *DB) Drop(ids []state.ID, heads []state.Head) error {
 	err := d.bolt.Update(func(tx *bolt.Tx) error {
 		for _, id := range ids {
-			if err := tx.Bucket(bucketRecords).Delete(key(id)); err != nil {
+			if err := tx.Bucket(bucketRecords).Delete(id.Bytes()); err != nil {
 				return err
 			}
 		}
@@ -195,15 +195,6 @@ func (d *DB) Drop(ids []state.ID, heads []state.Head) error {
 		return d.writeError(err)
 	}
 	return nil
-}
-
-func key(id state.ID) []byte {
-	b := make([]byte, 0, len(id.Kind)+len(id.Owner)+len(id.Key)+3)
-	b = append(b, id.Kind...)
-	b = append(b, 0, byte(id.Class))
-	b = append(b, id.Owner...)
-	b = append(b, 0)
-	return append(b, id.Key...)
 }
 
 // writeError names the file once: errors of the operating system name it too.
