@@ -20,6 +20,9 @@ func (n *Node) clusterRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+api.PathExplain, func(w http.ResponseWriter, r *http.Request) {
 		get(func(context.Context) (*api.Explanation, error) { return n.explain(r.URL.Query().Get("addr")) })(w, r)
 	})
+	mux.HandleFunc("GET "+api.PathNames, get(n.nameList))
+	mux.HandleFunc("POST "+api.PathNames, post(n.addName))
+	mux.HandleFunc("DELETE "+api.PathNames, remove("key", n.removeName))
 	mux.HandleFunc("POST "+api.PathForget, post(n.forgetNode))
 	mux.HandleFunc("GET "+api.PathPeers, get(n.peerList))
 	mux.HandleFunc("GET "+api.PathConflicts, get(n.conflictList))

@@ -38,9 +38,25 @@ func TestLab20Records(t *testing.T) {
 	s.Say(`
 		## CNAME
 
-		In a cluster, names are services: ` + "`food.web-server` is the service `food` in the namespace `web-server`" + `. A service with
-		` + "`--external`" + ` has no address of its own; in DNS it is an alias, here of another service. (Aliases of names that are
-		no services, made with a command, come with a later version; ` + "`hosts`" + ` has addresses only.)`)
+		Names that are nobody's workload and nobody's service are added with a command, on any node and for all of them:`)
+	s.Run("node1", "nodectl name add food.web-server 192.168.1.1")
+	s.Run("node1", "nodectl name add eat.web-server CNAME food.web-server")
+	s.Run("node1", "nodectl name add hungry.web-server CNAME food.web-server")
+	s.Want(s.Run("node1", "nodectl name ls"), `^eat\.web-server\s+CNAME\s+food\.web-server$`, `^food\.web-server\s+A\s+192\.168\.1\.1$`)
+	for _, alias := range []string{"eat", "hungry"} {
+		s.Want(pc.Run("dig +noall +answer "+alias+".web-server"),
+			`^`+alias+`\.web-server\.\s+\d+\s+IN\s+CNAME\s+food\.web-server\.$`, `^food\.web-server\.\s+\d+\s+IN\s+A\s+192\.168\.1\.1$`)
+	}
+	s.Want(pc.Run("nslookup eat.web-server"), `^eat\.web-server\s+canonical name = food\.web-server\.$`, `Address: 192\.168\.1\.1$`)
+	s.Want(pc.Run("host hungry.web-server"), `^hungry\.web-server is an alias for food\.web-server\.$`, `^food\.web-server has address 192\.168\.1\.1$`)
+	s.Run("node1", "nodectl name rm hungry.web-server")
+	s.Want(pc.Run("dig +noall +comments hungry.web-server"), `status: NXDOMAIN`)
+
+	s.Say(`
+		## Aliases of services
+
+		In a cluster, most names are services: ` + "`food.web-server` is also the service `food` in the namespace `web-server`" + `. A service with
+		` + "`--external`" + ` has no address of its own; in DNS it is an alias, here of another service.`)
 	food := s.Workload(1, "food", "--namespace web-server --label app=food")
 	food.Serve(80)
 	s.Run("node1", "nodectl service add food.web-server --port 80 --select app=food")
