@@ -13,9 +13,9 @@ import (
 
 // manyServices is a view of n services with two backends each.
 func manyServices(n int) *state.View {
-	v := &state.View{Rev: 1}
+	var services []*state.ServiceView
 	for i := range n {
-		v.Services = append(v.Services, state.ServiceView{
+		services = append(services, &state.ServiceView{
 			Service: state.Service{Namespace: fmt.Sprintf("ns-%d", i%50), Name: fmt.Sprintf("svc-%d", i), Ports: []state.ServicePort{{Name: "http", Protocol: "tcp", Port: 80}}},
 			VIP:     netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}),
 			Backends: []state.BackendOf{
@@ -24,7 +24,7 @@ func manyServices(n int) *state.View {
 			},
 		})
 	}
-	return v
+	return state.NewView(state.View{Rev: 1}, nil, services)
 }
 
 func BenchmarkBuildZone(b *testing.B) {

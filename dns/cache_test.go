@@ -160,7 +160,7 @@ func TestCacheLeavesClusterAlone(t *testing.T) {
 	}
 	v := testView()
 	v.Rev++
-	v.Services[0].VIP = addr("10.107.37.189")
+	v.Service("apps/web-service").VIP = addr("10.107.37.189")
 	s.Set(v)
 	waitFor(t, "the new revision", func() bool { return s.Status().Applied == v.Rev })
 	if got := answers(ask(t, s, name, "A")); got != "10.107.37.189" {

@@ -44,8 +44,8 @@ func testView() *state.View {
 	backend := func(a string, ready bool, host string, targets ...uint16) state.BackendOf {
 		return state.BackendOf{Addr: addr(a), Targets: targets, Hostname: host, Ready: ready}
 	}
-	endpoint := func(ns, name, network string, owner state.NodeID, serving bool, addrs ...string) state.EndpointView {
-		e := state.EndpointView{Owner: owner, Serving: serving}
+	endpoint := func(ns, name, network string, owner state.NodeID, serving bool, addrs ...string) *state.EndpointView {
+		e := &state.EndpointView{Endpoint: new(state.Endpoint), Owner: owner, Serving: serving}
 		e.ID, e.Namespace, e.Name, e.Network = ns+"."+name+"."+addrs[0], ns, name, network
 		for _, a := range addrs {
 			e.Addrs = append(e.Addrs, addr(a))
@@ -56,7 +56,7 @@ func testView() *state.View {
 	aliased.Aliases = []string{"redis"}
 	lease := endpoint("default", "printer.lan", "pods", n2, true, "10.244.2.77")
 	lease.Lease = true
-	return &state.View{
+	return state.NewView(state.View{
 		Rev: 7, Self: n1,
 		Nodes: []state.NodeView{
 			{ID: n1, Node: state.Node{Name: "node1", Advertise: addr("192.168.1.11")}, State: state.Alive, Self: true, Serving: true},
@@ -67,44 +67,6 @@ func testView() *state.View {
 			{Network: state.Network{Name: "local", Prefix: netip.MustParsePrefix("172.30.0.0/24"), Overlay: state.OverlayNone}},
 			{Network: state.Network{Name: "pods", Prefix: netip.MustParsePrefix("10.244.0.0/16"), Overlay: state.OverlayVXLAN}},
 		},
-		Endpoints: []state.EndpointView{
-			endpoint("default", "here", "local", n1, true, "172.30.0.2"),
-			endpoint("default", "there", "local", n2, true, "172.30.0.2"),
-			endpoint("default", "", "pods", n1, true, "10.244.1.5"),
-			aliased,
-			endpoint("apps", "sick", "pods", n1, false, "10.244.1.10"),
-			endpoint("apps", "", "pods", n2, true, "10.244.2.5"),
-			lease,
-		},
-		Services: []state.ServiceView{
-			{
-				Service: state.Service{Namespace: "apps", Name: "web-service", Ports: []state.ServicePort{port("http", "tcp", 80), port("", "udp", 443)}},
-				VIP:     addr("10.107.37.188"),
-				Backends: []state.BackendOf{
-					backend("10.244.1.9", true, "", 8080, 8443), backend("10.244.1.10", false, "", 8080, 8443), backend("10.244.2.5", true, "", 8080, 0),
-				},
-			},
-			{Service: state.Service{Namespace: "apps", Name: "outside", External: "Target.Example.Org"}},
-			{Service: state.Service{Namespace: "apps", Name: "inside", External: "web-service.apps.svc.cluster.local"}},
-			{Service: state.Service{Namespace: "apps", Name: "lost", External: "nothing.apps.svc.cluster.local"}},
-			{Service: state.Service{Namespace: "apps", Name: "selfish", External: "selfish.apps.svc.cluster.local"}},
-			{Service: state.Service{Namespace: "apps", Name: "waiting", Ports: []state.ServicePort{port("http", "tcp", 80)}}},
-			{
-				Service:  state.Service{Namespace: "apps", Name: "asleep", Headless: true, Ports: []state.ServicePort{port("http", "tcp", 80)}},
-				Backends: []state.BackendOf{backend("10.244.1.10", false, "", 80)},
-			},
-			{
-				Service: state.Service{Namespace: "data", Name: "db", Headless: true, Ports: []state.ServicePort{port("mysql", "tcp", 3306), port("metrics", "tcp", 9104)}},
-				Backends: []state.BackendOf{
-					backend("10.244.1.20", true, "db-0", 3306, 9104), backend("10.244.2.20", true, "DB-1", 3307, 0),
-					backend("2001:db8:1::20", true, "", 3306, 9104), backend("10.244.2.21", false, "db-2", 3306, 9104),
-				},
-			},
-			{
-				Service: state.Service{Namespace: "default", Name: "six", Ports: []state.ServicePort{port("dns", "udp", 53)}},
-				VIP:     addr("2001:db8:96::1"),
-			},
-		},
 		Names: []state.Name{
 			{Name: "eat.web-server", Type: "CNAME", Target: "food.web-server"},
 			{Name: "food.web-server", Type: "A", Target: "192.168.1.10"},
@@ -114,7 +76,43 @@ func testView() *state.View {
 			{Name: "web-service.apps.svc.cluster.local", Type: "A", Target: "192.0.2.1"},
 			{Name: "web-service.apps.svc.cluster.local", Type: "CNAME", Target: "evil.example"},
 		},
-	}
+	}, []*state.EndpointView{
+		endpoint("default", "here", "local", n1, true, "172.30.0.2"),
+		endpoint("default", "there", "local", n2, true, "172.30.0.2"),
+		endpoint("default", "", "pods", n1, true, "10.244.1.5"),
+		aliased,
+		endpoint("apps", "sick", "pods", n1, false, "10.244.1.10"),
+		endpoint("apps", "", "pods", n2, true, "10.244.2.5"),
+		lease,
+	}, []*state.ServiceView{
+		{
+			Service: state.Service{Namespace: "apps", Name: "web-service", Ports: []state.ServicePort{port("http", "tcp", 80), port("", "udp", 443)}},
+			VIP:     addr("10.107.37.188"),
+			Backends: []state.BackendOf{
+				backend("10.244.1.9", true, "", 8080, 8443), backend("10.244.1.10", false, "", 8080, 8443), backend("10.244.2.5", true, "", 8080, 0),
+			},
+		},
+		{Service: state.Service{Namespace: "apps", Name: "outside", External: "Target.Example.Org"}},
+		{Service: state.Service{Namespace: "apps", Name: "inside", External: "web-service.apps.svc.cluster.local"}},
+		{Service: state.Service{Namespace: "apps", Name: "lost", External: "nothing.apps.svc.cluster.local"}},
+		{Service: state.Service{Namespace: "apps", Name: "selfish", External: "selfish.apps.svc.cluster.local"}},
+		{Service: state.Service{Namespace: "apps", Name: "waiting", Ports: []state.ServicePort{port("http", "tcp", 80)}}},
+		{
+			Service:  state.Service{Namespace: "apps", Name: "asleep", Headless: true, Ports: []state.ServicePort{port("http", "tcp", 80)}},
+			Backends: []state.BackendOf{backend("10.244.1.10", false, "", 80)},
+		},
+		{
+			Service: state.Service{Namespace: "data", Name: "db", Headless: true, Ports: []state.ServicePort{port("mysql", "tcp", 3306), port("metrics", "tcp", 9104)}},
+			Backends: []state.BackendOf{
+				backend("10.244.1.20", true, "db-0", 3306, 9104), backend("10.244.2.20", true, "DB-1", 3307, 0),
+				backend("2001:db8:1::20", true, "", 3306, 9104), backend("10.244.2.21", false, "db-2", 3306, 9104),
+			},
+		},
+		{
+			Service: state.Service{Namespace: "default", Name: "six", Ports: []state.ServicePort{port("dns", "udp", 53)}},
+			VIP:     addr("2001:db8:96::1"),
+		},
+	})
 }
 
 // running starts a server and waits until it has taken over the view (nil:

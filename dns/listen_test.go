@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nodenet/config"
+	"nodenet/state"
 )
 
 // over asks a real socket.
@@ -270,10 +272,8 @@ func TestDig(t *testing.T) {
 		t.Skip("needs dig (package bind9-dnsutils)")
 	}
 	port := freePort(t)
-	v := bigView(150)
-	base := testView()
-	v.Services = append(v.Services, base.Services...)
-	v.Names = base.Names
+	v, base := bigView(150), testView()
+	v = state.NewView(state.View{Rev: v.Rev, Names: base.Names}, nil, slices.AppendSeq(slices.Collect(v.Services()), base.Services()))
 	text := fmt.Sprintf(".:%d {\n cluster\n}\n", port)
 	running(t, Options{Servers: servers(t, text)}, v, addr("127.0.0.1"))
 	run := func(args ...string) string {

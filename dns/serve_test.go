@@ -129,16 +129,14 @@ func TestPanicIsServfail(t *testing.T) {
 
 // bigView has a headless service of n backends.
 func bigView(n int) *state.View {
-	v := &state.View{Rev: 1}
-	s := state.ServiceView{Service: state.Service{Namespace: "a", Name: "big", Headless: true, Ports: []state.ServicePort{{Name: "p", Protocol: "tcp", Port: 1}}}}
+	s := &state.ServiceView{Service: state.Service{Namespace: "a", Name: "big", Headless: true, Ports: []state.ServicePort{{Name: "p", Protocol: "tcp", Port: 1}}}}
 	for i := range n {
 		s.Backends = append(s.Backends, state.BackendOf{
 			Addr: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), Targets: []uint16{1}, Ready: true,
 			Hostname: fmt.Sprintf("backend-%d", i),
 		})
 	}
-	v.Services = append(v.Services, s)
-	return v
+	return state.NewView(state.View{Rev: 1}, nil, []*state.ServiceView{s})
 }
 
 // TestTruncation: replies never exceed what the client takes; TC says that
@@ -366,7 +364,7 @@ func TestSwap(t *testing.T) {
 		v := testView()
 		v.Rev = uint64(100 + i)
 		if i%2 == 1 {
-			v.Services[0].VIP = addr("10.107.37.189")
+			v.Service("apps/web-service").VIP = addr("10.107.37.189")
 		}
 		s.Set(v)
 		s.SetAddrs(nil)

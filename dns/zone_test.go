@@ -2,6 +2,7 @@ package dns
 
 import (
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -128,9 +129,11 @@ func drawView(t *rapid.T) *state.View {
 		}
 		return netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(t, "byte") % 8})
 	})
-	v := &state.View{Rev: rapid.Uint64().Draw(t, "rev"), Self: "n1"}
+	v := state.View{Rev: rapid.Uint64().Draw(t, "rev"), Self: "n1"}
+	var services []*state.ServiceView
+	var endpoints []*state.EndpointView
 	for range rapid.IntRange(0, 6).Draw(t, "services") {
-		var s state.ServiceView
+		s := new(state.ServiceView)
 		s.Namespace, s.Name = name.Draw(t, "ns"), name.Draw(t, "name")
 		s.Headless = rapid.Bool().Draw(t, "headless")
 		if rapid.IntRange(0, 4).Draw(t, "external") == 0 {
@@ -149,13 +152,13 @@ func drawView(t *rapid.T) *state.View {
 			}
 			s.Backends = append(s.Backends, b)
 		}
-		v.Services = append(v.Services, s)
+		services = append(services, s)
 	}
-	for range rapid.IntRange(0, 6).Draw(t, "endpoints") {
-		var e state.EndpointView
+	for i := range rapid.IntRange(0, 6).Draw(t, "endpoints") {
+		e := &state.EndpointView{Endpoint: &state.Endpoint{ID: fmt.Sprint("e", i)}}
 		e.Namespace, e.Name = name.Draw(t, "ns"), name.Draw(t, "name")
 		e.Addrs, e.Serving = []netip.Addr{ip.Draw(t, "address")}, rapid.Bool().Draw(t, "serving")
-		v.Endpoints = append(v.Endpoints, e)
+		endpoints = append(endpoints, e)
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "names") {
 		v.Names = append(v.Names, state.Name{
@@ -164,7 +167,7 @@ func drawView(t *rapid.T) *state.View {
 			Target: rapid.SampledFrom([]string{"10.0.0.1", "web.web.svc.cluster.local"}).Draw(t, "data"),
 		})
 	}
-	return v
+	return state.NewView(v, endpoints, services)
 }
 
 func TestDashed(t *testing.T) {

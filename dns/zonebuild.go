@@ -21,7 +21,7 @@ func buildZone(v *state.View, opt zoneOptions) *Zone {
 			opt:     opt,
 			origins: append(append(zones{}, opt.forward...), opt.reverse...),
 			soa:     make(map[string][]wire.RR),
-			names:   make(map[string]*node, 4*(len(v.Services)+len(v.Endpoints))),
+			names:   make(map[string]*node, 4*(v.NumServices()+v.NumEndpoints())),
 			outside: make(map[string]*node),
 			given:   make(map[podKey]bool),
 			spaces:  make(map[string]bool),
@@ -146,8 +146,7 @@ func (b *zoneBuilder) apex(origin string) {
 // services makes the names of services and of their endpoints.
 func (b *zoneBuilder) services() {
 	seen := make(map[string]bool) // names that differ in letter case only are one
-	for i := range b.view.Services {
-		s := &b.view.Services[i]
+	for s := range b.view.Services() {
 		name, namespace := label(s.Name), label(s.Namespace)
 		if name == "" || namespace == "" || seen[name+"."+namespace] || !b.exposed(namespace) {
 			continue
@@ -236,8 +235,7 @@ func portName(name, protocol string) string {
 // endpoints makes <endpoint>.<namespace>.pod and the same for aliases and
 // DHCP host names, and remembers which addresses are given out.
 func (b *zoneBuilder) endpoints() {
-	for i := range b.view.Endpoints {
-		e := &b.view.Endpoints[i]
+	for e := range b.view.Endpoints() {
 		namespace := label(e.Namespace)
 		if namespace == "" || b.local[e.Network] && e.Owner != b.view.Self || !b.exposed(namespace) || !e.Serving {
 			continue

@@ -10,15 +10,15 @@ import (
 
 // benchView has n services with ten backends each.
 func benchView(n int) *state.View {
-	v := &state.View{Rev: 1}
+	var services []*state.ServiceView
 	for i := range n {
 		s := svc(fmt.Sprintf("s%05d", i), netip.AddrFrom4([4]byte{10, 97, byte(i >> 8), byte(i)}).String(), "tcp", 80, 0)
 		for b := range 10 {
 			s.Backends = append(s.Backends, state.BackendOf{Addr: netip.AddrFrom4([4]byte{10, 244, byte(1 + b), byte(i)}), Targets: []uint16{8080}, Ready: true})
 		}
-		v.Services = append(v.Services, s)
+		services = append(services, s)
 	}
-	return v
+	return state.NewView(state.View{Rev: 1}, nil, services)
 }
 
 // BenchmarkUpdateBackend takes one backend of one service away and back: diff
@@ -29,7 +29,7 @@ func BenchmarkUpdateBackend(b *testing.B) {
 			k := newSpace(b).kernel()
 			v := benchView(n)
 			with := Derive(v, testLocal())
-			mid := &v.Services[n/2]
+			mid := v.Service(fmt.Sprintf("default/s%05d", n/2))
 			mid.Backends = mid.Backends[:9]
 			without := Derive(v, testLocal())
 			cur, _ := syncKernel(b, k, nil, with)

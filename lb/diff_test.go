@@ -21,7 +21,8 @@ import (
 // genTable draws a table from a small world, so that sequences of tables
 // share services, backends and networks.
 func genTable(t *rapid.T) Table {
-	v := &state.View{Rev: rapid.Uint64Range(1, 1<<40).Draw(t, "rev")}
+	v := state.View{Rev: rapid.Uint64Range(1, 1<<40).Draw(t, "rev")}
+	var services []*state.ServiceView
 	backends := rapid.SliceOfNDistinct(rapid.IntRange(1, 12), 0, 6, rapid.ID)
 	for i := range rapid.IntRange(0, 5).Draw(t, "services") {
 		proto := rapid.SampledFrom([]string{"tcp", "udp"}).Draw(t, "proto")
@@ -30,7 +31,7 @@ func genTable(t *rapid.T) Table {
 		for _, b := range backends.Draw(t, "backends") {
 			s.Backends = append(s.Backends, state.BackendOf{Addr: netip.AddrFrom4([4]byte{10, 244, byte(b % 2), byte(b)}), Targets: []uint16{8080}, Ready: true})
 		}
-		v.Services = append(v.Services, s)
+		services = append(services, s)
 	}
 	for i := range rapid.IntRange(0, 3).Draw(t, "publishes") {
 		host := rapid.SampledFrom([]string{"", "192.0.2.11"}).Draw(t, "host")
@@ -44,7 +45,7 @@ func genTable(t *rapid.T) Table {
 	if rapid.IntRange(0, 5).Draw(t, "resolver") == 0 {
 		l.Resolver = addr("10.96.0.11")
 	}
-	return Derive(v, l)
+	return Derive(state.NewView(v, nil, services), l)
 }
 
 // fakeKernel keeps what is applied as text keys and refuses what nf_tables
@@ -188,7 +189,7 @@ func TestKernelSequences(t *testing.T) {
 
 func TestBackendChangeIsSmall(t *testing.T) {
 	view := func(backends ...string) Table {
-		return Derive(&state.View{Services: []state.ServiceView{svc("far", "10.96.0.24", "tcp", 80, 0, backends...)}}, testLocal())
+		return Derive(state.NewView(state.View{}, nil, []*state.ServiceView{svc("far", "10.96.0.24", "tcp", 80, 0, backends...)}), testLocal())
 	}
 	old := arrange(view("10.244.1.1:80", "10.244.1.2:80", "10.244.1.4:80"), slots{})
 	tests := map[string]struct {
@@ -271,7 +272,7 @@ func TestRun(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- b.Run(ctx) }()
 		table := func(rev uint64, backends ...string) Table {
-			return Derive(&state.View{Rev: rev, Services: []state.ServiceView{svc("u", "10.96.0.25", "udp", 53, 30053, backends...)}}, testLocal())
+			return Derive(state.NewView(state.View{Rev: rev}, nil, []*state.ServiceView{svc("u", "10.96.0.25", "udp", 53, 30053, backends...)}), testLocal())
 		}
 		b.Set(table(1))
 		synctest.Wait()

@@ -22,7 +22,7 @@ func goldenTables() map[string]Table {
 		"full":             Derive(testView(), testLocal()),
 		"empty":            Derive(&state.View{}, testLocal()),
 		"bare":             Derive(&state.View{}, bare),
-		"resolver-outside": Derive(&state.View{Services: testView().Services[:1]}, norange),
+		"resolver-outside": Derive(state.NewView(state.View{}, nil, []*state.ServiceView{testView().Service("default/both")}), norange),
 	}
 }
 

@@ -212,14 +212,12 @@ func (d *deriver) services(v *state.View) {
 	// A backend on another node's local network cannot be reached from here,
 	// even where the same address exists on this node too.
 	networkOf := make(map[string]string)
-	for i := range v.Endpoints {
-		e := &v.Endpoints[i]
+	for e := range v.Endpoints() {
 		if e.Owner != d.l.Self && d.local[e.Network] {
 			networkOf[e.ID] = e.Network
 		}
 	}
-	for i := range v.Services {
-		s := &v.Services[i]
+	for s := range v.Services() {
 		usable := d.vip(s)
 		counted := make(map[netip.Addr]bool)
 		for p, port := range s.Ports {

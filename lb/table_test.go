@@ -3,6 +3,7 @@ package lb
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,8 +46,8 @@ func testLocal() Local {
 
 // svc builds a service; a backend is "addr:port", "addr:port@other" on the
 // other node, or "addr:port!" when it is not ready.
-func svc(name, vip, proto string, port, nodePort uint16, backends ...string) state.ServiceView {
-	s := state.ServiceView{Service: state.Service{Namespace: "default", Name: name,
+func svc(name, vip, proto string, port, nodePort uint16, backends ...string) *state.ServiceView {
+	s := &state.ServiceView{Service: state.Service{Namespace: "default", Name: name,
 		Ports: []state.ServicePort{{Protocol: proto, Port: port, NodePort: nodePort}}}}
 	if vip != "" {
 		s.VIP = addr(vip)
@@ -74,22 +75,11 @@ func pub(host, proto string, port uint16, target string) state.Publish {
 }
 
 func testView() *state.View {
-	return &state.View{
+	return state.NewView(state.View{
 		Rev: 7, Self: selfID,
 		Networks: []state.NetworkView{
 			{Network: state.Network{Name: "lab", Prefix: pfx("172.30.0.0/24"), Overlay: state.OverlayNone}},
 			{Network: state.Network{Name: "pods", Prefix: pfx("10.244.0.0/16"), Overlay: state.OverlayVXLAN}},
-		},
-		Endpoints: []state.EndpointView{
-			{Endpoint: state.Endpoint{ID: "far", Network: "lab"}, Owner: otherID},
-		},
-		Services: []state.ServiceView{
-			svc("both", "10.96.0.23", "tcp", 80, 30090, "10.244.0.2:8080", "10.244.1.2:8080@other"),
-			svc("empty", "10.96.0.22", "tcp", 80, 30081, "10.244.0.2:8080!"),
-			svc("far", "10.96.0.24", "tcp", 80, 0, "10.244.1.2:8080@other"),
-			svc("self", "10.96.0.21", "tcp", 80, 0, "10.244.0.2:8080"),
-			svc("udp", "10.96.0.25", "udp", 53, 0, "10.244.0.2:5353"),
-			svc("web", "10.96.0.20", "tcp", 80, 30080, "10.244.0.2:8080", "10.244.0.3:8080"),
 		},
 		Publishes: []state.Publish{
 			pub("", "tcp", 8080, "10.244.0.2:8080"),
@@ -97,7 +87,16 @@ func testView() *state.View {
 			pub("192.0.2.11", "tcp", 8443, "10.244.0.3:8080"),
 			pub("127.0.0.1", "tcp", 9000, "10.244.0.3:8080"),
 		},
-	}
+	}, []*state.EndpointView{
+		{Endpoint: &state.Endpoint{ID: "far", Network: "lab"}, Owner: otherID},
+	}, []*state.ServiceView{
+		svc("both", "10.96.0.23", "tcp", 80, 30090, "10.244.0.2:8080", "10.244.1.2:8080@other"),
+		svc("empty", "10.96.0.22", "tcp", 80, 30081, "10.244.0.2:8080!"),
+		svc("far", "10.96.0.24", "tcp", 80, 0, "10.244.1.2:8080@other"),
+		svc("self", "10.96.0.21", "tcp", 80, 0, "10.244.0.2:8080"),
+		svc("udp", "10.96.0.25", "udp", 53, 0, "10.244.0.2:5353"),
+		svc("web", "10.96.0.20", "tcp", 80, 30080, "10.244.0.2:8080", "10.244.0.3:8080"),
+	})
 }
 
 func TestDerive(t *testing.T) {
@@ -124,7 +123,7 @@ func TestDeriveLeavesOut(t *testing.T) {
 	v := testView()
 	local := svc("elsewhere", "10.96.0.30", "tcp", 80, 0, "172.30.0.9:80@other")
 	local.Backends[0].Endpoint = "far"
-	v.Services = []state.ServiceView{
+	services := []*state.ServiceView{
 		svc("dns", "10.96.0.10", "udp", 53, 0, "10.244.0.2:53"),
 		local,
 		svc("out", "203.0.113.1", "tcp", 80, 0, "10.244.0.2:80"),
@@ -136,13 +135,13 @@ func TestDeriveLeavesOut(t *testing.T) {
 	for i := range 300 {
 		many.Backends = append(many.Backends, state.BackendOf{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i / 250), byte(i % 250)}), Targets: []uint16{80}, Ready: true})
 	}
-	v.Services = append(v.Services, many)
+	v = state.NewView(*v, slices.Collect(v.Endpoints()), append(services, many))
 	tab := Derive(v, testLocal())
 	want := []string{
+		"service default/many port 80: 300 backends, the first 256 are used",
 		"service default/out: vip 203.0.113.1 is outside the service range 10.96.0.0/12",
 		"service default/port: node port 80 is outside 30000-32767",
 		`service default/sctp port 80: protocol "sctp" is not balanced: use tcp or udp`,
-		"service default/many port 80: 300 backends, the first 256 are used",
 		"port 80/tcp of service default/zz is taken by service default/port",
 	}
 	if diff := cmp.Diff(want, tab.Warnings); diff != "" {

@@ -86,7 +86,7 @@ func TestForgetNeedsAMajority(t *testing.T) {
 	if f.ID != string(id) || f.Known != 2 || len(f.Warnings) != 1 || len(f.Ranges) != 1 || f.Ranges[0] != "pods 10.244.128.0/17" || f.Quarantine <= time.Now().Add(9*time.Minute).Unix() {
 		t.Errorf("forgot %+v", f)
 	}
-	if v := n.store.Snapshot().View(); len(v.Nodes) != 1 || len(v.Endpoints) != 0 {
+	if v := n.store.Snapshot().View(); len(v.Nodes) != 1 || v.NumEndpoints() != 0 {
 		t.Errorf("still seen: %+v", v.Nodes)
 	}
 	rings, err := n.ringList(ctx)

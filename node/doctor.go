@@ -229,8 +229,9 @@ func (n *Node) checkDNS(ctx context.Context) []api.Check {
 // checkVIPs connects to one TCP port of each service that should answer.
 func (n *Node) checkVIPs(ctx context.Context, v *state.View) []api.Check {
 	var out []api.Check
-	for i := range v.Services {
-		s := &v.Services[i]
+	seen := 0
+	for s := range v.Services() {
+		seen++
 		if !s.VIP.IsValid() || s.Ready() == 0 {
 			continue
 		}
@@ -248,7 +249,7 @@ func (n *Node) checkVIPs(ctx context.Context, v *state.View) []api.Check {
 			break
 		}
 		if len(out) == 50 {
-			return append(out, api.Check{Name: "services", Status: skip, Detail: fmt.Sprintf("%d more not tried", len(v.Services)-i-1)})
+			return append(out, api.Check{Name: "services", Status: skip, Detail: fmt.Sprintf("%d more not tried", v.NumServices()-seen)})
 		}
 	}
 	return out

@@ -185,7 +185,7 @@ func TestExpiredLeaseGoesWithItsAddress(t *testing.T) {
 	if _, err := n.attach(t.Context(), api.AttachRequest{ID: "c1/eth0", Network: "pods", Mode: modeIPAM, Kind: state.EndpointCNI, IP: addr}); err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range n.store.Snapshot().View().Endpoints {
+	for e := range n.store.Snapshot().View().Endpoints() {
 		if e.Name == "old" {
 			t.Errorf("the former client's name still stands for %s", addr)
 		}

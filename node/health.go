@@ -78,8 +78,7 @@ func (n *Node) runHealth(ctx context.Context) error {
 // endpoint of its own behind a service that asks for a check.
 func (n *Node) probes(v *state.View) []probe {
 	var out []probe
-	for i := range v.Services {
-		s := &v.Services[i]
+	for s := range v.Services() {
 		if s.Check != "tcp" {
 			continue
 		}

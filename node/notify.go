@@ -46,7 +46,7 @@ func (n *Node) runNotify(ctx context.Context) error {
 				continue
 			}
 			v := n.store.Snapshot().View()
-			line := fmt.Sprintf("STATUS=nodes: %d, services: %d, revision: %d", len(v.Nodes), len(v.Services), v.Rev)
+			line := fmt.Sprintf("STATUS=nodes: %d, services: %d, revision: %d", len(v.Nodes), v.NumServices(), v.Rev)
 			if !started {
 				started = true
 				tick.Reset(every)

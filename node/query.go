@@ -61,7 +61,7 @@ func (n *Node) searchNames(q api.DNSQuery) []string {
 	if strings.HasSuffix(q.Name, ".") || !q.From.IsValid() {
 		return []string{full}
 	}
-	for _, e := range n.store.Snapshot().View().Endpoints {
+	for e := range n.store.Snapshot().View().Endpoints() {
 		if !slices.Contains(e.Addrs, q.From) || strings.Count(q.Name, ".") >= workloadNdots {
 			continue
 		}

@@ -261,8 +261,7 @@ func (n *Node) assignVIPs(ctx context.Context) error {
 	sn := n.store.Snapshot()
 	v := sn.View()
 	var errs []error
-	for i := range v.Services {
-		s := &v.Services[i]
+	for s := range v.Services() {
 		if !needsVIP(s) || n.assigner(sn, v, s) != n.self {
 			continue
 		}

@@ -117,7 +117,7 @@ func (n *Node) networkStatus(sn *state.Snapshot, v *state.View, nw *state.Networ
 			out.Owned += ipam.Size(p)
 		}
 	}
-	for _, e := range v.Endpoints {
+	for e := range v.Endpoints() {
 		if e.Lease && e.Network == nw.Name {
 			out.Leases++
 		}
@@ -160,11 +160,10 @@ func (n *Node) freePart(network string) float64 {
 func (n *Node) services(v *state.View) []api.Service {
 	out := []api.Service{}
 	names := map[string]string{}
-	for i := range v.Endpoints {
-		names[v.Endpoints[i].ID] = cmp.Or(v.Endpoints[i].Name, v.Endpoints[i].ID)
+	for e := range v.Endpoints() {
+		names[e.ID] = cmp.Or(e.Name, e.ID)
 	}
-	for i := range v.Services {
-		s := &v.Services[i]
+	for s := range v.Services() {
 		a := api.Service{
 			Name: s.Name, Namespace: s.Namespace, VIP: s.VIP, Headless: s.Headless, External: s.External,
 			Select: s.Selector, Source: s.Source, Ready: s.Ready(), Total: len(s.Backends), Backends: []api.ServiceBackend{},
@@ -189,7 +188,7 @@ func (n *Node) services(v *state.View) []api.Service {
 func (n *Node) endpointList(context.Context) ([]api.Endpoint, error) {
 	v := n.store.Snapshot().View()
 	out := []api.Endpoint{}
-	for _, e := range v.Endpoints {
+	for e := range v.Endpoints() {
 		a := api.Endpoint{
 			ID: e.ID, Node: nodeName(v, e.Owner), Network: e.Network, Namespace: e.Namespace, Name: e.Name, Addrs: e.Addrs,
 			MAC: e.MAC, Kind: e.Kind, Ready: e.Ready, Serving: e.Serving, Labels: e.Labels, HostIf: e.HostIf, Created: e.Created,

@@ -12,7 +12,7 @@ import (
 // derive computes a View from scratch. It is pure: the same snapshot gives
 // the same view on every node, but for what is marked as self's.
 func derive(sn *Snapshot) *View {
-	v := &View{Rev: sn.rev, Self: sn.self, nodeByID: map[NodeID]*NodeView{}}
+	v := NewView(View{Rev: sn.rev, Self: sn.self}, nil, nil)
 	v.deriveNodes(sn)
 	v.deriveNetworks(sn)
 	v.deriveEndpoints(sn)
@@ -146,15 +146,15 @@ func (v *View) deriveEndpoints(sn *Snapshot) {
 		if !n.Self && local[place{r.ID.Owner, e.Network}] && e.Mode != "host" {
 			serving = false // an address that means something on its own node only
 		}
-		v.Endpoints = append(v.Endpoints, EndpointView{Endpoint: *e, Owner: r.ID.Owner, Serving: serving})
+		v.putEndpoint(&EndpointView{Endpoint: e, Owner: r.ID.Owner, Serving: serving})
 	}
 	for _, l := range All[LeaseValue](sn) {
 		n := v.nodeByID[l.Server]
 		if l.Declined || n == nil {
 			continue
 		}
-		v.Endpoints = append(v.Endpoints, EndpointView{
-			Endpoint: Endpoint{
+		v.putEndpoint(&EndpointView{
+			Endpoint: &Endpoint{
 				ID: "dhcp/" + l.Network + "/" + l.Addr.String(), Network: l.Network,
 				Namespace: cmp.Or(namespace[l.Network], "default"), Name: l.Hostname,
 				Addrs: []netip.Addr{l.Addr}, MAC: l.MAC, Kind: EndpointDHCP, Ready: true, Created: l.Granted,
@@ -163,9 +163,6 @@ func (v *View) deriveEndpoints(sn *Snapshot) {
 			Serving: n.Serving && (n.Self || !local[place{l.Server, l.Network}]),
 		})
 	}
-	slices.SortFunc(v.Endpoints, func(a, b EndpointView) int {
-		return cmp.Or(strings.Compare(a.Network, b.Network), slices.CompareFunc(a.Addrs, b.Addrs, netip.Addr.Compare), strings.Compare(a.ID, b.ID))
-	})
 }
 
 func (v *View) deriveServices(sn *Snapshot) {
@@ -183,8 +180,7 @@ func (v *View) deriveServices(sn *Snapshot) {
 		byKey[s.Key()] = append(byKey[s.Key()], decl{r.ID.Owner, s})
 	}
 	byNamespace := map[string][]*EndpointView{}
-	for i := range v.Endpoints {
-		e := &v.Endpoints[i]
+	for e := range v.Endpoints() {
 		byNamespace[e.Namespace] = append(byNamespace[e.Namespace], e)
 	}
 	explicit := map[string][]Backend{}
@@ -212,7 +208,7 @@ func (v *View) deriveServices(sn *Snapshot) {
 				break
 			}
 		}
-		sv := ServiceView{Service: *ds[0].svc, VIP: ds[0].svc.VIP}
+		sv := &ServiceView{Service: *ds[0].svc, VIP: ds[0].svc.VIP}
 		sv.Ports = slices.Clone(sv.Ports)
 		if a, ok := Lookup[VIP](sn, ID{Class: Cluster, Kind: KindVIP, Key: key}); ok && sv.External == "" {
 			if !sv.VIP.IsValid() && !sv.Headless {
@@ -228,8 +224,8 @@ func (v *View) deriveServices(sn *Snapshot) {
 		if sv.Headless || sv.External != "" {
 			sv.VIP = netip.Addr{}
 		}
-		v.backends(sn, &sv, byNamespace[sv.Namespace], append(slices.Clone(sv.Service.Backends), explicit[key]...))
-		v.Services = append(v.Services, sv)
+		v.backends(sn, sv, byNamespace[sv.Namespace], append(slices.Clone(sv.Service.Backends), explicit[key]...))
+		v.services.put(sv)
 	}
 	v.duplicateVIPs()
 }
@@ -325,8 +321,7 @@ func target(p ServicePort, ports []Port) uint16 {
 // duplicateVIPs lets the first of two services with one address and port have it.
 func (v *View) duplicateVIPs() {
 	first := map[netip.Addr]string{}
-	for i := range v.Services {
-		s := &v.Services[i]
+	for s := range v.Services() {
 		if !s.VIP.IsValid() {
 			continue
 		}

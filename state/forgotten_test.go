@@ -45,8 +45,8 @@ func TestForgottenNode(t *testing.T) {
 		for _, n := range v.Nodes {
 			got += len(n.Blocks)
 		}
-		if len(v.Nodes) != nodes || got != blocks || len(v.Endpoints) != endpoints {
-			t.Errorf("sees %d nodes, %d blocks, %d endpoints, want %d, %d, %d", len(v.Nodes), got, len(v.Endpoints), nodes, blocks, endpoints)
+		if len(v.Nodes) != nodes || got != blocks || v.NumEndpoints() != endpoints {
+			t.Errorf("sees %d nodes, %d blocks, %d endpoints, want %d, %d, %d", len(v.Nodes), got, v.NumEndpoints(), nodes, blocks, endpoints)
 		}
 	}
 	sees(2, 1, 1)

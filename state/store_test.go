@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -214,7 +215,7 @@ func TestViewResolvesServices(t *testing.T) {
 			Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}, Ready: true}))
 	pull(t, s, o)
 	s.SetLiveness(map[NodeID]Live{o.Self(): {State: Dead}})
-	got := s.Snapshot().View().Services
+	got := slices.Collect(s.Snapshot().View().Services())
 	if len(got) != 1 || got[0].VIP.String() != "10.96.0.20" {
 		t.Fatalf("services %+v", got)
 	}

@@ -1,7 +1,9 @@
 package state
 
 import (
+	"iter"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -24,23 +26,95 @@ func (l Liveness) String() string {
 // View is what the records mean at one revision: declarations merged,
 // selectors resolved, liveness applied. DNS, load balancer and overlay derive
 // their desired state from the same View, so that their answers agree.
-// A View and all it points to is immutable and shared between goroutines.
+// A View and all it points to is immutable and shared between goroutines; what
+// did not change is shared between views. Since says what did.
+//
+// The zero View is empty. One with endpoints and services comes from
+// Snapshot.View or NewView.
 type View struct {
 	Rev       uint64
 	Self      NodeID
-	Nodes     []NodeView     // sorted by name, then ID; nodes that left are absent
-	Networks  []NetworkView  // sorted by name; as this node sees them
-	Endpoints []EndpointView // attachments and DHCP leases of all nodes, sorted by network, address, ID
-	Services  []ServiceView  // sorted by namespace, name
-	Publishes []Publish      // of this node, sorted by key
-	Names     []Name         // sorted by name, type
+	Nodes     []NodeView    // sorted by name, then ID; nodes that left are absent
+	Networks  []NetworkView // sorted by name; as this node sees them
+	Publishes []Publish     // of this node, sorted by key
+	Names     []Name        // sorted by name, type
 	Conflicts []Conflict
 
-	nodeByID map[NodeID]*NodeView
+	nodeByID  map[NodeID]*NodeView
+	endpoints tree[*EndpointView] // by network, address, ID
+	byOwner   tree[*EndpointView] // by owner, key
+	services  tree[*ServiceView]  // by key
+}
+
+// NewView returns v with the given nodes' index, endpoints and services, which
+// may come in any order: for those who test what a view is turned into. Of
+// two endpoints with one owner and ID, and of two services with one key, the
+// last stays.
+func NewView(v View, endpoints []*EndpointView, services []*ServiceView) *View {
+	v.nodeByID = make(map[NodeID]*NodeView, len(v.Nodes))
+	for i := range v.Nodes {
+		v.nodeByID[v.Nodes[i].ID] = &v.Nodes[i]
+	}
+	v.endpoints, v.byOwner, v.services = newTree(byPlace), newTree(byOwner), newTree(byServiceKey)
+	for _, e := range endpoints {
+		v.putEndpoint(e)
+	}
+	for _, s := range services {
+		v.services.put(s)
+	}
+	return &v
 }
 
 // NodeByID returns a node of the view, or nil.
 func (v *View) NodeByID(id NodeID) *NodeView { return v.nodeByID[id] }
+
+// Endpoints returns the attachments and DHCP leases of all nodes, sorted by
+// network, address, ID. An endpoint that did not change is the same pointer in
+// the next view.
+func (v *View) Endpoints() iter.Seq[*EndpointView] { return v.endpoints.all() }
+
+// NumEndpoints returns how many endpoints there are.
+func (v *View) NumEndpoints() int { return v.endpoints.len() }
+
+// EndpointsOf returns the endpoints of one node, sorted by ID. Its cost does
+// not depend on the other nodes'.
+func (v *View) EndpointsOf(node NodeID) iter.Seq[*EndpointView] {
+	return func(yield func(*EndpointView) bool) {
+		for e := range v.byOwner.from(&EndpointView{Owner: node, Endpoint: noEndpoint}) {
+			if e.Owner != node || !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+// Endpoint returns the endpoint of a node with an ID, or nil.
+func (v *View) Endpoint(node NodeID, id string) *EndpointView {
+	e, _ := v.byOwner.get(&EndpointView{Owner: node, Endpoint: &Endpoint{ID: id}})
+	return e
+}
+
+// Services returns the services, sorted by their keys. A service that did not
+// change is the same pointer in the next view.
+func (v *View) Services() iter.Seq[*ServiceView] { return v.services.all() }
+
+// NumServices returns how many services there are.
+func (v *View) NumServices() int { return v.services.len() }
+
+// Service returns the service with a key, "<namespace>/<name>", or nil.
+func (v *View) Service(key string) *ServiceView {
+	ns, name, _ := strings.Cut(key, "/")
+	s, _ := v.services.get(&ServiceView{Service: Service{Namespace: ns, Name: name}})
+	return s
+}
+
+// putEndpoint stores an endpoint in place of the one with its owner and ID.
+func (v *View) putEndpoint(e *EndpointView) {
+	if old, ok := v.byOwner.put(e); ok {
+		v.endpoints.remove(old)
+	}
+	v.endpoints.put(e)
+}
 
 // NodeView is a node with what is known of it.
 type NodeView struct {
@@ -61,9 +135,10 @@ type NetworkView struct {
 	Own []netip.Prefix // blocks opened by this node; for a Local network the whole prefix
 }
 
-// EndpointView is an endpoint with its owner.
+// EndpointView is an endpoint with its owner. The Endpoint is the record's own
+// value, shared by all views.
 type EndpointView struct {
-	Endpoint
+	*Endpoint
 	Owner   NodeID // the node that it is attached to; for a lease, the server that last renewed it
 	Serving bool   // ready, and its node is serving
 	Lease   bool   // it is a DHCP lease
