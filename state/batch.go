@@ -4,16 +4,15 @@ import (
 	"fmt"
 	"maps"
 	"time"
-
-	"github.com/hashicorp/go-memdb"
 )
 
-// batch is a transaction being built: a memdb write transaction and the parts
-// of the next snapshot that are not in memdb.
+// batch is a transaction being built: the next snapshot, which nobody else
+// sees before it is published.
 type batch struct {
 	s       *Store
-	txn     *memdb.Txn
+	cur     *Snapshot // what it builds on; nil: nothing yet
 	next    *Snapshot
+	edits   []edit   // as out, with what was there before
 	out     []Record // applied, in order
 	floors  []Head   // heads whose floor was raised by a replacement
 	drops   []ID     // collected tombstones, for the Log to forget
@@ -21,21 +20,16 @@ type batch struct {
 }
 
 func (s *Store) begin(cur *Snapshot) *batch {
-	return &batch{s: s, txn: s.db.Txn(true), next: &Snapshot{
-		rev: cur.rev, self: cur.self, live: cur.live, buckets: cur.buckets,
-		heads: maps.Clone(cur.heads), conflicts: maps.Clone(cur.conflicts),
-	}}
+	return &batch{s: s, cur: cur, next: cur.successor()}
 }
 
 // publish makes the batch the current snapshot and tells the feeds.
 func (s *Store) publish(b *batch) {
 	if len(b.out) == 0 && !b.touched && s.cur.Load() != nil {
-		b.txn.Abort()
 		return
 	}
-	b.txn.Commit()
 	b.next.rev++
-	b.next.txn = s.db.Txn(false)
+	s.deriver.note(b.next.rev, b.edits)
 	s.cur.Store(b.next)
 	s.feedsMu.Lock()
 	for f := range s.feeds {
@@ -46,48 +40,42 @@ func (s *Store) publish(b *batch) {
 
 // snapshot is the state with what the batch did so far.
 func (b *batch) snapshot() *Snapshot {
-	n := b.next
-	return &Snapshot{
-		rev: n.rev, self: n.self, live: n.live, buckets: n.buckets, txn: b.txn.Snapshot(),
-		heads: maps.Clone(n.heads), conflicts: maps.Clone(n.conflicts),
-	}
+	sn := b.next.successor()
+	sn.base, sn.pending = b.cur, b.edits[:len(b.edits):len(b.edits)]
+	return sn
 }
 
 func (b *batch) get(id ID) *Record {
-	o, err := b.txn.First(table, indexID, id.Bytes())
-	if err != nil || o == nil {
-		return nil
-	}
-	return o.(*Record)
+	return b.next.tables.get(id)
 }
+
+func (b *batch) head(owner NodeID) Head { return b.next.Head(owner) }
+
+func (b *batch) setHead(h Head) { b.next.heads.put(&h) }
 
 // put stores a record unconditionally and keeps heads and buckets true.
 func (b *batch) put(r *Record) {
 	if r.ID.Class == Owner {
-		h := b.next.heads[r.ID.Owner]
+		h := b.head(r.ID.Owner)
 		h.Owner = r.ID.Owner
 		if h.Mark.Compare(r.Version.mark()) < 0 {
 			h.Mark = r.Version.mark()
 		}
-		b.next.heads[r.ID.Owner] = h
-	} else {
-		i := BucketOf(r.ID)
-		if old := b.get(r.ID); old != nil {
-			b.next.buckets[i] ^= recordHash(old)
+		b.setHead(h)
+	}
+	old := b.next.tables.put(r)
+	if r.ID.Class != Owner {
+		if old != nil {
+			b.next.buckets[r.bucket] ^= recordHash(old)
 		}
-		b.next.buckets[i] ^= recordHash(r)
+		b.next.buckets[r.bucket] ^= recordHash(r)
 	}
-	if err := b.txn.Insert(table, r); err != nil {
-		// Only a schema fault can bring us here: the indexers never fail.
-		panic(fmt.Sprintf("state: insert %s: %v", r.ID, err))
-	}
+	b.edits = append(b.edits, edit{old, r})
 	b.out = append(b.out, *r)
 }
 
 func (b *batch) remove(r *Record) {
-	if err := b.txn.Delete(table, r); err != nil {
-		panic(fmt.Sprintf("state: delete %s: %v", r.ID, err))
-	}
+	b.next.tables.remove(r)
 	b.touched = true
 }
 
@@ -115,9 +103,9 @@ func (b *batch) write(r *request) error {
 	for _, rec := range recs {
 		if rec.ID.Class == Owner {
 			if !b.s.wrote.Swap(true) {
-				b.s.began = max(b.s.epoch.Load(), b.next.heads[b.s.self].Mark.Epoch)
+				b.s.began = max(b.s.epoch.Load(), b.head(b.s.self).Mark.Epoch)
 			}
-			m := b.next.heads[b.s.self].Mark
+			m := b.head(b.s.self).Mark
 			if e := b.s.epoch.Load(); e > m.Epoch {
 				m = Mark{Epoch: e}
 			}
@@ -178,7 +166,7 @@ func (b *batch) record(op Op, now int64) (*Record, error) {
 
 // delta applies a part of one owner's history.
 func (b *batch) delta(d *Delta) (int, error) {
-	head := b.next.heads[d.Owner]
+	head := b.head(d.Owner)
 	if d.Owner == b.s.self && b.s.wrote.Load() && d.To.Compare(head.Mark) > 0 {
 		return 0, fmt.Errorf("merge own records up to epoch %d: %w", d.To.Epoch, ErrForeignWriter)
 	}
@@ -200,13 +188,9 @@ func (b *batch) delta(d *Delta) (int, error) {
 		n++
 	}
 	if d.Replace {
-		it, err := b.txn.Get(table, indexSync+"_prefix", ownerPrefix(d.Owner))
-		if err != nil {
-			return n, fmt.Errorf("replace records of %s: %w", d.Owner.Short(), err)
-		}
 		var gone []*Record
-		for o := it.Next(); o != nil; o = it.Next() {
-			if r := o.(*Record); !keep[r.ID] && r.Version.mark().Compare(d.To) <= 0 {
+		for r := range b.next.tables.history(d.Owner, Mark{}) {
+			if !keep[r.ID] && r.Version.mark().Compare(d.To) <= 0 {
 				gone = append(gone, r)
 			}
 		}
@@ -218,7 +202,7 @@ func (b *batch) delta(d *Delta) (int, error) {
 			n++
 		}
 	}
-	h := b.next.heads[d.Owner]
+	h := b.head(d.Owner)
 	h.Owner = d.Owner
 	if h.Mark.Compare(d.To) < 0 {
 		h.Mark = d.To
@@ -229,7 +213,7 @@ func (b *batch) delta(d *Delta) (int, error) {
 		h.Floor = d.Floor
 		b.floors = append(b.floors, h)
 	}
-	b.next.heads[d.Owner] = h
+	b.setHead(h)
 	if d.Owner == b.s.self && b.s.loaded.Compare(h.Mark) < 0 {
 		b.s.loaded = h.Mark // a peer gave us our past back
 	}
@@ -276,6 +260,7 @@ func (b *batch) contest(old, r *Record) {
 	if Compare(Ring, old.Version, r.Version) < 0 {
 		win, lose = z, a
 	}
+	b.next.conflicts = maps.Clone(b.next.conflicts)
 	b.next.conflicts[r.ID] = Conflict{
 		What:   fmt.Sprintf("range %s", r.ID.Key),
 		Winner: string(win.Owner), Loser: string(lose.Owner),
@@ -287,13 +272,9 @@ func (b *batch) contest(old, r *Record) {
 // collect drops owner-scoped tombstones from before t. The Log forgets them
 // once it holds all that the heads speak of; see Store.drop.
 func (b *batch) collect(t time.Time) (int, error) {
-	it, err := b.txn.Get(table, indexSync+"_prefix", []byte{'o'})
-	if err != nil {
-		return 0, fmt.Errorf("collect tombstones: %w", err)
-	}
 	var gone []*Record
-	for o := it.Next(); o != nil; o = it.Next() {
-		if r := o.(*Record); r.Deleted && r.Time < t.Unix() {
+	for r := range b.next.tables.owned.all() {
+		if r.Deleted && r.Time < t.Unix() {
 			gone = append(gone, r)
 		}
 	}
@@ -301,11 +282,11 @@ func (b *batch) collect(t time.Time) (int, error) {
 		return 0, nil
 	}
 	for _, r := range gone {
-		h := b.next.heads[r.ID.Owner]
+		h := b.head(r.ID.Owner)
 		if h.Floor.Compare(r.Version.mark()) < 0 {
 			h.Floor = r.Version.mark()
 		}
-		b.next.heads[r.ID.Owner] = h
+		b.setHead(h)
 		b.remove(r)
 		b.drops = append(b.drops, r.ID)
 	}

@@ -13,7 +13,7 @@ func dump(s *Store) map[string]string {
 	out := map[string]string{}
 	sn := s.Snapshot()
 	for _, k := range []Kind{KindNode, KindBlock, KindService, KindLease, KindRing} {
-		for r := range sn.scan(k) {
+		for r := range sn.tables.kind(k) {
 			out[r.ID.String()] = fmt.Sprintf("%v %v %x", r.Version, r.Deleted, r.Value)
 		}
 	}

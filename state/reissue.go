@@ -33,7 +33,7 @@ func (s *Store) Reissue(held Mark) (int, error) {
 
 func (b *batch) reissue(held Mark) (int, error) {
 	s := b.s
-	head := b.next.heads[s.self]
+	head := b.head(s.self)
 	if held.Compare(head.Floor) <= 0 || held.Compare(s.loaded) <= 0 {
 		return 0, nil // it is behind, and will be replaced or brought up to date
 	}
@@ -48,13 +48,9 @@ func (b *batch) reissue(held Mark) (int, error) {
 		return 0, fmt.Errorf("a peer holds our records up to epoch %d: %w", held.Epoch, ErrForeignWriter)
 	}
 	s.reissues++
-	it, err := b.txn.Get(table, indexSync+"_prefix", ownerPrefix(s.self))
-	if err != nil {
-		return 0, fmt.Errorf("begin a new epoch: %w", err)
-	}
 	var live, gone []*Record
-	for o := it.Next(); o != nil; o = it.Next() {
-		if r := o.(*Record); r.Deleted {
+	for r := range b.next.tables.history(s.self, Mark{}) {
+		if r.Deleted {
 			gone = append(gone, r)
 		} else {
 			live = append(live, r)
@@ -74,12 +70,12 @@ func (b *batch) reissue(held Mark) (int, error) {
 		b.remove(r)
 		b.drops = append(b.drops, r.ID)
 	}
-	h := b.next.heads[s.self]
+	h := b.head(s.self)
 	h.Owner, h.Floor = s.self, floor
 	if h.Mark.Compare(mark) < 0 {
 		h.Mark = mark
 	}
-	b.next.heads[s.self] = h
+	b.setHead(h)
 	b.floors = append(b.floors, h)
 	b.touched = true
 	s.logger.Warn("a peer holds more of this node's past than its disk: a backup was restored; all own records were written anew",

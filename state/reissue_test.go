@@ -14,7 +14,7 @@ func TestRestoredBackupBeginsAnew(t *testing.T) {
 			put(t, old, Put(Owner, KindBlock, "kept", Block{Network: "kept"}))
 			put(t, old, Put(Owner, KindBlock, "gone", Block{Network: "gone"}))
 			var backup []Record
-			for r := range old.Snapshot().scan(KindBlock) {
+			for r := range old.Snapshot().tables.kind(KindBlock) {
 				backup = append(backup, *r)
 			}
 			old.RaiseEpoch(5)

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/hashicorp/go-memdb"
 )
 
 // Mark is a place in an owner's history. The zero Mark is before everything.
@@ -60,14 +58,29 @@ type Live struct {
 type Snapshot struct {
 	rev       uint64
 	self      NodeID
-	txn       *memdb.Txn
-	heads     map[NodeID]Head
+	tables    tables
+	heads     tree[*Head]
 	buckets   [NumBuckets]uint64
 	live      map[NodeID]Live
+	liveRev   uint64 // the revision at which live was last replaced
 	conflicts map[ID]Conflict
+
+	deriver *deriver
+	// Of a snapshot inside a Write: what was published before it, and what
+	// was changed since.
+	base    *Snapshot
+	pending []edit
 
 	viewOnce sync.Once
 	view     *View
+}
+
+// successor returns the beginning of the next snapshot, equal to this one.
+func (sn *Snapshot) successor() *Snapshot {
+	return &Snapshot{
+		rev: sn.rev, self: sn.self, live: sn.live, liveRev: sn.liveRev, buckets: sn.buckets, conflicts: sn.conflicts,
+		tables: sn.tables.clone(), heads: sn.heads.clone(), deriver: sn.deriver,
+	}
 }
 
 // Rev returns the revision, local to this node and growing with each change.
@@ -81,35 +94,32 @@ func (sn *Snapshot) Live() map[NodeID]Live { return sn.live }
 
 // Heads returns the head of each owner, sorted by owner.
 func (sn *Snapshot) Heads() []Head {
-	out := make([]Head, 0, len(sn.heads))
-	for _, id := range slices.Sorted(maps.Keys(sn.heads)) {
-		out = append(out, sn.heads[id])
+	out := make([]Head, 0, sn.heads.len())
+	for h := range sn.heads.all() {
+		out = append(out, *h)
 	}
 	return out
 }
 
 // Head returns the head of one owner; its zero value holds nothing.
-func (sn *Snapshot) Head(owner NodeID) Head { return sn.heads[owner] }
+func (sn *Snapshot) Head(owner NodeID) Head {
+	if h, ok := sn.heads.get(&Head{Owner: owner}); ok {
+		return *h
+	}
+	return Head{}
+}
 
 // Delta returns what owner changed after from: at most limit records (0: no
 // limit), oldest first. To says how far it goes. When from is below the
 // owner's floor, the whole set is returned as a replacement, whatever the limit.
 func (sn *Snapshot) Delta(owner NodeID, from Mark, limit int) Delta {
-	head := sn.heads[owner]
+	head := sn.Head(owner)
 	d := Delta{Owner: owner, From: from, To: head.Mark}
 	if from.Compare(head.Floor) < 0 {
 		d.Replace, d.From, d.Floor, limit = true, Mark{}, head.Floor, 0
 		from = Mark{}
 	}
-	it, err := sn.txn.LowerBound(table, indexSync, ownerKey(owner, Mark{from.Epoch, from.Seq + 1}))
-	if err != nil {
-		return d
-	}
-	for o := it.Next(); o != nil; o = it.Next() {
-		r := o.(*Record)
-		if r.ID.Class != Owner || r.ID.Owner != owner {
-			break
-		}
+	for r := range sn.tables.history(owner, Mark{from.Epoch, from.Seq + 1}) {
 		if d.Replace && r.Deleted && r.Version.mark().Compare(head.Floor) <= 0 {
 			continue // a replacement implies it; see batch.delta for its odd version
 		}
@@ -129,23 +139,19 @@ func (sn *Snapshot) Buckets() [NumBuckets]uint64 { return sn.buckets }
 // Bucket returns the records of one bucket, tombstones included.
 func (sn *Snapshot) Bucket(i int) []Record {
 	var out []Record
-	it, err := sn.txn.Get(table, indexSync+"_prefix", bucketPrefix(i))
-	if err != nil {
-		return nil
-	}
-	for o := it.Next(); o != nil; o = it.Next() {
-		out = append(out, *o.(*Record))
+	for r := range sn.tables.inBucket(i) {
+		out = append(out, *r)
 	}
 	return out
 }
 
 // Get returns a record, which may be a tombstone.
 func (sn *Snapshot) Get(id ID) (Record, bool) {
-	o, err := sn.txn.First(table, indexID, id.Bytes())
-	if err != nil || o == nil {
+	r := sn.tables.get(id)
+	if r == nil {
 		return Record{}, false
 	}
-	return *o.(*Record), true
+	return *r, true
 }
 
 // Conflicts returns what was found contested when records were merged.
@@ -155,31 +161,18 @@ func (sn *Snapshot) Conflicts() []Conflict {
 	return out
 }
 
-// View returns what the records mean. It is computed at the first call.
+// View returns what the records mean. It is computed at the first call, from
+// the last view that was and what changed since; see deriver.
 func (sn *Snapshot) View() *View {
-	sn.viewOnce.Do(func() { sn.view = derive(sn) })
+	sn.viewOnce.Do(func() { sn.view = sn.deriver.view(sn) })
 	return sn.view
-}
-
-func (sn *Snapshot) scan(k Kind) iter.Seq[*Record] {
-	return func(yield func(*Record) bool) {
-		it, err := sn.txn.Get(table, indexID+"_prefix", kindPrefix(k))
-		if err != nil {
-			return
-		}
-		for o := it.Next(); o != nil; o = it.Next() {
-			if !yield(o.(*Record)) {
-				return
-			}
-		}
-	}
 }
 
 // All returns the records of T's kind that are not deleted, of every owner,
 // sorted by class, owner and key.
 func All[T any](sn *Snapshot) iter.Seq2[Record, *T] {
 	return func(yield func(Record, *T) bool) {
-		for r := range sn.scan(kindOf(*new(T))) {
+		for r := range sn.tables.kind(kindOf(*new(T))) {
 			if v, ok := r.val.(*T); ok && !r.Deleted && !yield(*r, v) {
 				return
 			}
@@ -190,7 +183,7 @@ func All[T any](sn *Snapshot) iter.Seq2[Record, *T] {
 // Tombstones returns the deleted records of a kind.
 func Tombstones(sn *Snapshot, k Kind) iter.Seq[Record] {
 	return func(yield func(Record) bool) {
-		for r := range sn.scan(k) {
+		for r := range sn.tables.kind(k) {
 			if r.Deleted && !yield(*r) {
 				return
 			}
@@ -200,8 +193,8 @@ func Tombstones(sn *Snapshot, k Kind) iter.Seq[Record] {
 
 // Lookup returns the value of a record that is there and not deleted.
 func Lookup[T any](sn *Snapshot, id ID) (*T, bool) {
-	r, ok := sn.Get(id)
-	if !ok || r.Deleted {
+	r := sn.tables.get(id)
+	if r == nil || r.Deleted {
 		return nil, false
 	}
 	v, ok := r.val.(*T)

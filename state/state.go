@@ -168,7 +168,8 @@ type Record struct {
 	// does not know are kept, because the bytes travel unchanged.
 	Value []byte `cbor:"5,keyasint,omitempty"`
 
-	val any // decoded once, when the record enters a Store
+	bucket uint8 // its BucketOf, once it is in a Store
+	val    any   // decoded once, when the record enters a Store
 }
 
 // Compare orders two versions of the same record: negative when a is older

@@ -11,8 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/hashicorp/go-memdb"
 )
 
 // Errors by which callers branch.
@@ -42,14 +40,14 @@ type Options struct {
 // Store is the tables of one node. One goroutine commits; everything else
 // reads immutable snapshots. All methods are safe for concurrent use.
 type Store struct {
-	self   NodeID
-	log    Log
-	clock  *Clock
-	logger *slog.Logger
-	db     *memdb.MemDB
-	cur    atomic.Pointer[Snapshot]
-	epoch  atomic.Uint64
-	wrote  atomic.Bool // an own record was written in this epoch
+	self    NodeID
+	log     Log
+	clock   *Clock
+	logger  *slog.Logger
+	deriver *deriver
+	cur     atomic.Pointer[Snapshot]
+	epoch   atomic.Uint64
+	wrote   atomic.Bool // an own record was written in this epoch
 
 	saveErr atomic.Pointer[error] // of the last commit; nil: it went well
 
@@ -112,12 +110,8 @@ func NewStore(o Options) (*Store, error) {
 	if !o.Self.Valid() {
 		return nil, fmt.Errorf("open state: %q is not a node ID", o.Self)
 	}
-	db, err := memdb.NewMemDB(schema())
-	if err != nil {
-		return nil, fmt.Errorf("open state: %w", err)
-	}
 	s := &Store{
-		self: o.Self, log: o.Log, clock: o.Clock, logger: o.Logger, db: db,
+		self: o.Self, log: o.Log, clock: o.Clock, logger: o.Logger, deriver: &deriver{},
 		queue:  make(chan *request, 4*maxBatch),
 		closed: make(chan struct{}), done: make(chan struct{}),
 		feeds: make(map[*Feed]struct{}),
@@ -131,7 +125,9 @@ func NewStore(o Options) (*Store, error) {
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
-	b := s.begin(&Snapshot{self: o.Self, heads: map[NodeID]Head{}, live: map[NodeID]Live{}, conflicts: map[ID]Conflict{}})
+	b := s.begin(&Snapshot{
+		self: o.Self, tables: newTables(), heads: newTree(compareHeads), live: map[NodeID]Live{}, conflicts: map[ID]Conflict{}, deriver: s.deriver,
+	})
 	for i := range o.Records {
 		r := o.Records[i]
 		if err := r.ID.Validate(); err != nil {
@@ -144,12 +140,12 @@ func NewStore(o Options) (*Store, error) {
 		b.put(&r)
 	}
 	for _, h := range o.Heads {
-		cur := b.next.heads[h.Owner]
+		cur := b.head(h.Owner)
 		cur.Owner, cur.Floor = h.Owner, h.Floor
 		if cur.Mark.Compare(h.Mark) < 0 {
 			cur.Mark = h.Mark
 		}
-		b.next.heads[h.Owner] = cur
+		b.setHead(cur)
 	}
 	s.publish(b)
 	s.loaded = s.Snapshot().Head(o.Self).Mark
@@ -339,7 +335,7 @@ func (s *Store) commit(reqs []*request) {
 		case r.merge != nil:
 			r.applied = b.merge(r.merge)
 		case r.live != nil:
-			b.next.live = r.live
+			b.next.live, b.next.liveRev = r.live, b.next.rev+1
 			b.touched = true
 		case !r.collect.IsZero():
 			r.applied, r.err = b.collect(r.collect)
@@ -380,7 +376,6 @@ func (s *Store) commit(reqs []*request) {
 		s.undropped = append(s.undropped, w.drops...)
 		derr = s.drop()
 	} else {
-		w.txn.Abort()
 		s.unsaved = dedupe(s.unsaved)
 	}
 	rev := s.cur.Load().rev

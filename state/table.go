@@ -1,32 +1,125 @@
 package state
 
 import (
+	"cmp"
 	"encoding/binary"
-	"errors"
 	"hash/fnv"
-
-	"github.com/hashicorp/go-memdb"
+	"iter"
+	"strings"
 )
 
-// One table holds all records under two unique indexes. "id" orders them by
-// kind, so that a kind is a prefix scan; "sync" orders owner-scoped records by
-// owner and version and all others by bucket, which is what replication asks for.
-const (
-	table     = "record"
-	indexID   = "id"
-	indexSync = "sync"
-)
+// tables holds all records in three orders: ids by kind, class, owner and key,
+// so that a kind, or what a node has of it, is one stretch; owned and shared
+// are what replication asks for, owner-scoped records by owner and version,
+// all others by bucket.
+type tables struct {
+	ids, owned, shared tree[*Record]
+}
 
-func schema() *memdb.DBSchema {
-	return &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
-		table: {
-			Name: table,
-			Indexes: map[string]*memdb.IndexSchema{
-				indexID:   {Name: indexID, Unique: true, Indexer: byID{}},
-				indexSync: {Name: indexSync, Unique: true, Indexer: bySync{}},
-			},
-		},
-	}}
+func newTables() tables {
+	return tables{newTree(compareIDs), newTree(compareMarks), newTree(compareBuckets)}
+}
+
+// clone returns tables of their own; the two share all that neither changes.
+func (t tables) clone() tables { return tables{t.ids.clone(), t.owned.clone(), t.shared.clone()} }
+
+// put stores a record and returns the one that it took the place of, or nil.
+func (t tables) put(r *Record) *Record {
+	r.bucket = bucketOf(r)
+	old, _ := t.ids.put(r)
+	if old != nil {
+		t.order(old).remove(old)
+	}
+	t.order(r).put(r)
+	return old
+}
+
+func (t tables) remove(r *Record) {
+	t.ids.remove(r)
+	t.order(r).remove(r)
+}
+
+func (t tables) get(id ID) *Record {
+	r, _ := t.ids.get(&Record{ID: id})
+	return r
+}
+
+// order returns the tree by which a record is replicated.
+func (t tables) order(r *Record) tree[*Record] {
+	if r.ID.Class == Owner {
+		return t.owned
+	}
+	return t.shared
+}
+
+// kind returns the records of a kind, sorted by class, owner and key.
+func (t tables) kind(k Kind) iter.Seq[*Record] { return t.scan(ID{Kind: k}) }
+
+// scan returns the records that agree with id in kind, and in class and owner
+// where it has them, and whose keys begin with its key.
+func (t tables) scan(id ID) iter.Seq[*Record] {
+	return func(yield func(*Record) bool) {
+		for r := range t.ids.from(&Record{ID: id}) {
+			if r.ID.Kind != id.Kind || id.Class != 0 && r.ID.Class != id.Class ||
+				id.Owner != "" && r.ID.Owner != id.Owner || !strings.HasPrefix(r.ID.Key, id.Key) || !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// history returns the records of an owner from a mark on, oldest first.
+func (t tables) history(owner NodeID, from Mark) iter.Seq[*Record] {
+	return func(yield func(*Record) bool) {
+		probe := &Record{ID: ID{Class: Owner, Owner: owner}, Version: Version{Epoch: from.Epoch, Seq: from.Seq}}
+		for r := range t.owned.from(probe) {
+			if r.ID.Owner != owner || !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// inBucket returns the records of one bucket.
+func (t tables) inBucket(i int) iter.Seq[*Record] {
+	return func(yield func(*Record) bool) {
+		for r := range t.shared.from(&Record{bucket: uint8(i)}) {
+			if int(r.bucket) != i || !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+func compareIDs(a, b *Record) int {
+	x, y := &a.ID, &b.ID
+	if d := strings.Compare(string(x.Kind), string(y.Kind)); d != 0 {
+		return d
+	}
+	if d := cmp.Compare(x.Class, y.Class); d != 0 {
+		return d
+	}
+	if d := strings.Compare(string(x.Owner), string(y.Owner)); d != 0 {
+		return d
+	}
+	return strings.Compare(x.Key, y.Key)
+}
+
+func compareMarks(a, b *Record) int {
+	if d := strings.Compare(string(a.ID.Owner), string(b.ID.Owner)); d != 0 {
+		return d
+	}
+	if d := Compare(Owner, a.Version, b.Version); d != 0 {
+		return d
+	}
+	return compareIDs(a, b)
+}
+
+func compareBuckets(a, b *Record) int {
+	if d := cmp.Compare(a.bucket, b.bucket); d != 0 {
+		return d
+	}
+	return compareIDs(a, b)
 }
 
 // Bytes returns the ID as one key: kind, NUL, class, owner, NUL, key. It is
@@ -40,52 +133,6 @@ func (id ID) Bytes() []byte {
 	return append(b, id.Key...)
 }
 
-func kindPrefix(k Kind) []byte { return append([]byte(k), 0) }
-
-func ownerPrefix(owner NodeID) []byte {
-	b := make([]byte, 0, len(owner)+18)
-	b = append(b, 'o')
-	b = append(b, owner...)
-	return append(b, 0)
-}
-
-func ownerKey(owner NodeID, m Mark) []byte {
-	b := ownerPrefix(owner)
-	b = binary.BigEndian.AppendUint64(b, m.Epoch)
-	return binary.BigEndian.AppendUint64(b, m.Seq)
-}
-
-func bucketPrefix(i int) []byte { return []byte{'b', byte(i)} }
-
-type byID struct{}
-
-func (byID) FromObject(o any) (bool, []byte, error) { return true, o.(*Record).ID.Bytes(), nil }
-func (byID) FromArgs(a ...any) ([]byte, error)      { return rawArg(a) }
-func (byID) PrefixFromArgs(a ...any) ([]byte, error) {
-	return rawArg(a)
-}
-
-type bySync struct{}
-
-func (bySync) FromObject(o any) (bool, []byte, error) {
-	r := o.(*Record)
-	if r.ID.Class == Owner {
-		return true, ownerKey(r.ID.Owner, r.Version.mark()), nil
-	}
-	return true, append(bucketPrefix(BucketOf(r.ID)), r.ID.Bytes()...), nil
-}
-func (bySync) FromArgs(a ...any) ([]byte, error)       { return rawArg(a) }
-func (bySync) PrefixFromArgs(a ...any) ([]byte, error) { return rawArg(a) }
-
-func rawArg(a []any) ([]byte, error) {
-	if len(a) == 1 {
-		if b, ok := a[0].([]byte); ok {
-			return b, nil
-		}
-	}
-	return nil, errors.New("index argument: want one []byte")
-}
-
 // NumBuckets is how many hash buckets the records of the non-owner classes
 // are spread over for comparison between replicas.
 const NumBuckets = 256
@@ -95,6 +142,15 @@ func BucketOf(id ID) int {
 	h := fnv.New32a()
 	h.Write(id.Bytes())
 	return int(h.Sum32() % NumBuckets)
+}
+
+// bucketOf is BucketOf for a record; one that replication orders by its owner
+// needs none.
+func bucketOf(r *Record) uint8 {
+	if r.ID.Class == Owner {
+		return 0
+	}
+	return uint8(BucketOf(r.ID))
 }
 
 // recordHash covers what replicas must agree on. Bucket hashes are the XOR of

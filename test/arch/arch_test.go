@@ -41,7 +41,6 @@ var theirs = map[string][]string{
 	"github.com/vishvananda/netlink":     {"overlay", "lab"},
 	"github.com/vishvananda/netns":       {"overlay", "lab"},
 	"github.com/hashicorp/memberlist":    {"gossip"},
-	"github.com/hashicorp/go-memdb":      {"state"},
 	"github.com/google/btree":            {"state"},
 	"go.etcd.io/bbolt":                   {"state/disk"},
 	"github.com/coredns/caddy":           {"config"},
