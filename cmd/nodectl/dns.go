@@ -14,7 +14,7 @@ import (
 
 func (c *cli) dnsCmd() *cobra.Command {
 	cmd := group(&cobra.Command{Use: "dns", Short: "The node's DNS server"})
-	cmd.AddCommand(c.dnsQueryCmd())
+	cmd.AddCommand(c.dnsQueryCmd(), c.dnsHostSetupCmd())
 	return cmd
 }
 

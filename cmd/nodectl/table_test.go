@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"nodenet/api"
+	"nodenet/node"
 )
 
 // now is when the goldens were looked at; ago dates things before it.
@@ -129,6 +130,17 @@ func TestTables(t *testing.T) {
 				{Key: "*:8443/tcp", Target: addr("10.244.0.2"), Port: 443, Source: "nodefile"},
 				{Key: "192.0.2.1:53/udp", Target: addr("10.244.0.3"), Port: 53, Endpoint: "apps.dns", Source: "command"},
 			})
+		},
+		"hostdns": func(w io.Writer) {
+			hostDNSPlan(w, &node.HostDNSPlan{
+				Kind: "file",
+				Changes: []node.FileChange{{
+					Path:   "/etc/resolv.conf",
+					Before: "nameserver 192.0.2.53\nsearch example.com\n",
+					After:  "# ours\nnameserver 10.96.0.10\nnameserver 192.0.2.53\nsearch example.com\n",
+				}, {Path: "/etc/systemd/resolved.conf.d/nodenet.conf", Before: "[Resolve]\n", Remove: true}},
+				Then: "resolvconf -u", Notes: []string{"a DHCP client may take this away"},
+			}, true)
 		},
 		"doctor": func(w io.Writer) {
 			doctorTable(w, []api.Check{

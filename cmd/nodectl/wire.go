@@ -20,6 +20,7 @@ type engine struct {
 	Cleanup       func(ctx context.Context, o node.CleanupOptions) ([]string, error)
 	DoctorOffline func(ctx context.Context) []api.Check
 	Restore       func(o node.RestoreOptions) (*node.RestoreResult, error)
+	HostDNS       func(o node.HostDNSOptions) (*node.HostDNSPlan, error)
 	InstallCNI    func(o cni.InstallOptions) ([]string, error)
 }
 
@@ -33,6 +34,7 @@ func newEngine() engine {
 		Cleanup:       node.Cleanup,
 		DoctorOffline: node.DoctorOffline,
 		Restore:       node.Restore,
+		HostDNS:       node.PlanHostDNS,
 		InstallCNI:    cni.Install,
 	}
 }
