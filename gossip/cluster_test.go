@@ -175,7 +175,7 @@ func (l *lab) node(name string, o nodeOpts) *testNode {
 func (n *testNode) start(recs []state.Record) {
 	n.lab.t.Helper()
 	var err error
-	if n.store, err = state.NewStore(state.Options{Self: n.id.ID, Log: state.NoLog{}, Records: recs}); err != nil {
+	if n.store, err = state.NewStore(state.Options{Self: n.id.ID, Key: n.id.Key, Log: state.NoLog{}, Records: recs}); err != nil {
 		n.lab.t.Fatal(err)
 	}
 	n.opts.Store = n.store

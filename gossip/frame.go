@@ -115,11 +115,25 @@ type digest struct {
 	Answer  bool         `cbor:"3,keyasint,omitempty"`
 	More    bool         `cbor:"4,keyasint,omitempty"`
 	Fresh   bool         `cbor:"5,keyasint,omitempty"`
+	// Signed says that the sender verifies signatures: it takes the unsigned
+	// history of a node from that node only, and signed history in parts.
+	Signed bool `cbor:"6,keyasint,omitempty"`
+	// Parts says what the sender holds of a history in parts that has begun
+	// on this connection: it is to go on from there.
+	Parts []part `cbor:"7,keyasint,omitempty"`
 }
 
-// deltas carries owner-scoped records. Partial means that its only delta is
-// to be continued by the next deltas frame: a replacement must be applied as a
-// whole but may be larger than a frame.
+// part is how far a history in parts has come.
+type part struct {
+	Owner   state.NodeID `cbor:"1,keyasint"`
+	To      state.Mark   `cbor:"2,keyasint"`
+	Replace bool         `cbor:"3,keyasint,omitempty"`
+}
+
+// deltas carries owner-scoped records. A delta with More is a part of a
+// history whose signed end comes later; nothing is applied before it. Partial
+// is how a version that does not sign says the same of a whole set: the only
+// delta of the frame is to be continued by the next deltas frame.
 type deltas struct {
 	Deltas  []state.Delta `cbor:"1,keyasint"`
 	Partial bool          `cbor:"2,keyasint,omitempty"`

@@ -63,7 +63,7 @@ type link struct {
 func (g *Gossip) newLink(conn *tls.Conn, peer state.NodeID, h *hello, addr string, outbound bool) *link {
 	return &link{
 		g: g, conn: conn, peer: peer, name: or(h.Name, peer.Short()), hello: h, addr: addr, outbound: outbound, opened: time.Now(),
-		out: make(chan []byte, queueFrames), calls: map[uint64]chan *response{}, closed: make(chan struct{}),
+		out: make(chan []byte, queueFrames), calls: map[uint64]chan *response{}, closed: make(chan struct{}), sess: session{peer: peer},
 	}
 }
 
@@ -262,6 +262,7 @@ func (l *link) replicate(f frame) {
 			g.log.Error("records of a peer refused", "peer", l.name, "err", err)
 		}
 	}
+	g.met.forged.Add(float64(o.forged))
 	if o.applied > 0 {
 		g.met.applied.Add(float64(o.applied))
 	}

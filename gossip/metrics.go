@@ -17,6 +17,7 @@ type metrics struct {
 	pushes     prometheus.Counter
 	applied    prometheus.Counter
 	rejected   prometheus.Counter
+	forged     prometheus.Counter
 	dropped    prometheus.Counter
 	dialErrors prometheus.Counter
 	peers      *prometheus.Desc
@@ -45,6 +46,7 @@ func newMetrics(g *Gossip) *metrics {
 		pushes:     counter("pushes_total", "Batches of fresh changes sent or forwarded."),
 		applied:    counter("records_applied_total", "Records of peers that were new."),
 		rejected:   counter("records_rejected_total", "Deltas or records of peers that were refused."),
+		forged:     counter("forged_total", "Deltas of peers that are not what the owner of the records signed."),
 		dropped:    counter("frames_dropped_total", "Frames not sent because a peer's queue was full."),
 		dialErrors: counter("dial_errors_total", "Connections to peers that did not come about."),
 		peers:      desc("peers", "Other nodes by state.", "state"),
@@ -55,7 +57,7 @@ func newMetrics(g *Gossip) *metrics {
 }
 
 func (m *metrics) counters() []prometheus.Collector {
-	return []prometheus.Collector{m.frames, m.bytes, m.refused, m.calls, m.rounds, m.pushes, m.applied, m.rejected, m.dropped, m.dialErrors}
+	return []prometheus.Collector{m.frames, m.bytes, m.refused, m.calls, m.rounds, m.pushes, m.applied, m.rejected, m.forged, m.dropped, m.dialErrors}
 }
 
 // Describe implements prometheus.Collector.

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 
 	"golang.org/x/sync/errgroup"
@@ -15,7 +14,7 @@ import (
 // Tables is what replication needs of a state.Store.
 type Tables interface {
 	Snapshot() *state.Snapshot
-	MergeDelta(state.Delta) (int, error)
+	MergeFrom(peer state.NodeID, d state.Delta) (int, error)
 	Merge([]state.Record, bool) (int, error)
 	Reissue(state.Mark) (int, error)
 }
@@ -42,14 +41,16 @@ const (
 type replica struct {
 	tables Tables
 	budget int         // bytes; 0: roundBudget
+	chunk  int         // records of a part; 0: chunkRecords
 	fresh  func() bool // we have never held all of the tables; nil: we have
 }
 
 // session is what one connection remembers between frames.
 type session struct {
+	peer    state.NodeID // whose identity the connection proves; empty: nobody's
 	more    bool         // our last digest held something back
-	pending *state.Delta // a replacement that is still arriving
-	size    int          // of pending, bytes
+	pending *pending
+	differs map[state.NodeID]doubt
 }
 
 // outcome is what a frame led to.
@@ -61,6 +62,7 @@ type outcome struct {
 	proven  bool    // and the peer is not fresh itself
 	fresh   *push   // what to forward to others
 	errs    []error // refused records; the rest was applied
+	forged  int     // how many of them are not what their owner signed, and no accident
 }
 
 // start returns the frame that opens an exchange.
@@ -91,11 +93,6 @@ func rootOf(sn *state.Snapshot) []byte {
 	return h.Sum(nil)
 }
 
-func digestOf(sn *state.Snapshot) *digest {
-	buckets := sn.Buckets()
-	return &digest{Heads: sn.Heads(), Buckets: buckets[:]}
-}
-
 // handle takes one frame of the replication part of the protocol.
 func (r *replica) handle(s *session, f frame) outcome {
 	var o outcome
@@ -106,7 +103,7 @@ func (r *replica) handle(s *session, f frame) outcome {
 			o.equal, o.synced, o.proven = true, true, !f.Fresh
 			o.reply = []frame{&same{Fresh: r.isFresh()}}
 		} else {
-			o.reply = []frame{digestOf(sn)}
+			o.reply = []frame{s.digest(sn)}
 		}
 	case *same:
 		o.equal, o.synced, o.proven = true, true, !f.Fresh
@@ -118,7 +115,7 @@ func (r *replica) handle(s *session, f frame) outcome {
 			o.synced, o.proven = !f.More, !f.More && !f.Fresh
 			o.reply = append(reply, &done{More: more, Fresh: r.isFresh()})
 		} else {
-			d := digestOf(sn)
+			d := s.digest(sn)
 			d.Answer, d.More, d.Fresh = true, more, r.isFresh()
 			s.more = more
 			o.reply = append(reply, d)
@@ -132,10 +129,10 @@ func (r *replica) handle(s *session, f frame) outcome {
 	case *deltas:
 		r.deltas(s, f, &o)
 	case *records:
-		r.apply(&push{Records: f.Records}, &o)
+		r.apply(s, &push{Records: f.Records}, &o)
 	case *push:
-		if r.apply(f, &o) {
-			o.reply = []frame{r.start()}
+		if r.apply(s, f, &o) {
+			o.reply = append(o.reply, r.start())
 		}
 	}
 	return o
@@ -159,24 +156,11 @@ func (r *replica) missing(sn *state.Snapshot, d *digest) (out []frame, more bool
 	if budget == 0 {
 		budget = roundBudget
 	}
-	p := packer{}
-	theirs := make(map[state.NodeID]state.Mark, len(d.Heads))
-	for _, h := range d.Heads {
-		theirs[h.Owner] = h.Mark
-	}
-owners:
-	for _, h := range sn.Heads() {
-		for from := theirs[h.Owner]; from.Compare(h.Mark) < 0; {
-			if p.total >= budget {
-				more = true
-				break owners
-			}
-			next := p.delta(sn, h.Owner, from)
-			if next.Compare(from) <= 0 {
-				break // cannot happen with a sound store: never loop on it
-			}
-			from = next
-		}
+	p := packer{chunk: or(r.chunk, chunkRecords)}
+	if d.Signed {
+		more = p.signed(sn, d, budget)
+	} else {
+		more = p.unsigned(sn, d, budget)
 	}
 	ours := sn.Buckets()
 	if len(d.Buckets) == len(ours) {
@@ -198,63 +182,35 @@ owners:
 	return p.finish(), more
 }
 
-// deltas applies a deltas frame, putting the parts of a large replacement
-// together first.
-func (r *replica) deltas(s *session, f *deltas, o *outcome) {
-	list := f.Deltas
-	if p := s.pending; p != nil && (len(list) != 1 || !continues(p, &list[0])) {
-		// The rest was lost in a full queue: what came of it is no whole set.
-		s.pending, s.size = nil, 0
-		o.errs = append(o.errs, fmt.Errorf("merge replacement of %s: its end did not come", p.Owner.Short()))
-	}
-	if s.pending != nil || f.Partial {
-		if len(list) != 1 || !list[0].Replace {
-			o.errs = append(o.errs, errors.New("merge replacement: not a part of one"))
-			return
-		}
-		if s.pending == nil {
-			s.pending = &list[0]
-		} else {
-			s.pending.Records = append(s.pending.Records, list[0].Records...)
-		}
-		s.size += sizeOf(list[0].Records)
-		if s.size > maxPendingSet {
-			s.pending, s.size = nil, 0
-			o.errs = append(o.errs, fmt.Errorf("merge replacement of %s: more than %d bytes", list[0].Owner.Short(), maxPendingSet))
-			return
-		}
-		if f.Partial {
-			return
-		}
-		list = []state.Delta{*s.pending}
-		s.pending, s.size = nil, 0
-	}
-	r.apply(&push{Deltas: list}, o)
-}
-
-// continues reports whether d is a further part of the replacement p. Any other
-// delta must not be taken for its end: the records in between would be deleted.
-func continues(p, d *state.Delta) bool {
-	return d.Replace && d.Owner == p.Owner && d.To == p.To && d.Floor == p.Floor
-}
-
 // apply merges what a frame carries and reports whether a gap showed that
 // something older is missing.
-func (r *replica) apply(f *push, o *outcome) (gap bool) {
+func (r *replica) apply(s *session, f *push, o *outcome) (gap bool) {
 	fresh := &push{Sent: f.Sent}
 	n := 0
-	for i, m := range r.mergeDeltas(f.Deltas) {
+	for i, m := range r.mergeDeltas(s.peer, f.Deltas) {
 		d := f.Deltas[i]
 		switch {
 		case errors.Is(m.err, state.ErrGap):
 			gap = true
-		case m.err != nil:
+		case errors.Is(m.err, state.ErrDiffers):
+			if s.mistrust(d.Owner) {
+				o.reply = append(o.reply, r.start()) // for the whole set
+			} else {
+				o.forged++
+			}
 			o.errs = append(o.errs, m.err)
+		case m.err != nil:
+			if errors.Is(m.err, state.ErrForged) {
+				o.forged++
+			}
+			o.errs = append(o.errs, m.err)
+		default:
+			delete(s.differs, d.Owner)
 		}
 		if m.applied > 0 {
 			o.applied += m.applied
 			n += len(d.Records)
-			if !d.Replace {
+			if len(d.Sig) > 0 { // others would refuse it from us
 				fresh.Deltas = append(fresh.Deltas, d)
 			}
 		}
@@ -296,7 +252,7 @@ type merged struct {
 
 // mergeDeltas merges the deltas of different owners at the same time, so that
 // the store can make them durable together; those of one owner in order.
-func (r *replica) mergeDeltas(ds []state.Delta) []merged {
+func (r *replica) mergeDeltas(peer state.NodeID, ds []state.Delta) []merged {
 	out := make([]merged, len(ds))
 	owners := map[state.NodeID][]int{}
 	for i := range ds {
@@ -307,100 +263,11 @@ func (r *replica) mergeDeltas(ds []state.Delta) []merged {
 	for _, list := range owners {
 		eg.Go(func() error {
 			for _, i := range list {
-				out[i].applied, out[i].err = r.tables.MergeDelta(ds[i])
+				out[i].applied, out[i].err = r.tables.MergeFrom(peer, ds[i])
 			}
 			return nil
 		})
 	}
 	eg.Wait()
 	return out
-}
-
-// packer puts deltas and records into frames of a reasonable size.
-type packer struct {
-	out   []frame
-	ds    []state.Delta
-	rs    []state.Record
-	dsize int
-	rsize int
-	total int
-}
-
-func sizeOf(recs []state.Record) int {
-	n := 0
-	for i := range recs {
-		n += len(recs[i].Value) + len(recs[i].ID.Key) + 128
-	}
-	return n
-}
-
-// delta adds the next part of an owner's history and returns how far it goes.
-func (p *packer) delta(sn *state.Snapshot, owner state.NodeID, from state.Mark) state.Mark {
-	d := sn.Delta(owner, from, chunkRecords)
-	size := sizeOf(d.Records)
-	for limit := chunkRecords; size > chunkBytes && limit > 1 && !d.Replace; {
-		limit = max(1, min(limit/2, len(d.Records)/2))
-		d = sn.Delta(owner, from, limit)
-		size = sizeOf(d.Records)
-	}
-	p.total += size + 64
-	if d.Replace && size > chunkBytes {
-		p.flushDeltas()
-		p.replacement(d)
-		return d.To
-	}
-	if p.dsize+size > chunkBytes {
-		p.flushDeltas()
-	}
-	p.ds, p.dsize = append(p.ds, d), p.dsize+size+64
-	return d.To
-}
-
-// replacement sends one large delta in parts.
-func (p *packer) replacement(d state.Delta) {
-	rest := d.Records
-	for {
-		n, size := 0, 0
-		for n < len(rest) && (n == 0 || size < chunkBytes) {
-			size += sizeOf(rest[n : n+1])
-			n++
-		}
-		part := d
-		part.Records, rest = rest[:n], rest[n:]
-		p.out = append(p.out, &deltas{Deltas: []state.Delta{part}, Partial: len(rest) > 0})
-		if len(rest) == 0 {
-			return
-		}
-	}
-}
-
-func (p *packer) records(recs []state.Record) {
-	for i := range recs {
-		size := sizeOf(recs[i : i+1])
-		if p.rsize+size > chunkBytes {
-			p.flushRecords()
-		}
-		p.rs, p.rsize = append(p.rs, recs[i]), p.rsize+size
-		p.total += size
-	}
-}
-
-func (p *packer) flushDeltas() {
-	if len(p.ds) > 0 {
-		p.out = append(p.out, &deltas{Deltas: p.ds})
-		p.ds, p.dsize = nil, 0
-	}
-}
-
-func (p *packer) flushRecords() {
-	if len(p.rs) > 0 {
-		p.out = append(p.out, &records{Records: p.rs})
-		p.rs, p.rsize = nil, 0
-	}
-}
-
-func (p *packer) finish() []frame {
-	p.flushDeltas()
-	p.flushRecords()
-	return p.out
 }

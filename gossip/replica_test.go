@@ -21,7 +21,7 @@ func newStore(t interface{ Fatal(...any) }, o state.Options) *state.Store {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o.Self = id.ID
+		o.Self, o.Key = id.ID, id.Key
 	}
 	s, err := state.NewStore(o)
 	if err != nil {
@@ -88,7 +88,7 @@ func TestConvergence(t *testing.T) {
 		for i := range 3 {
 			// The same IDs each time, or rapid could not shrink a failure.
 			key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i)}, ed25519.SeedSize))
-			s := newStore(t, state.Options{Self: identity(key).ID, Clock: &state.Clock{Now: func() time.Time { return now }}})
+			s := newStore(t, state.Options{Self: identity(key).ID, Key: key, Clock: &state.Clock{Now: func() time.Time { return now }}})
 			defer s.Close()
 			rs = append(rs, &replica{tables: s, budget: rapid.SampledFrom([]int{0, 1, 2000}).Draw(t, "budget")})
 		}

@@ -221,7 +221,7 @@ func (n *simNode) start() {
 	slices.SortFunc(recs, func(a, b state.Record) int { return bytes.Compare([]byte(a.ID.String()), []byte(b.ID.String())) })
 	n.host = s.net.host(n.addr)
 	var err error
-	n.store, err = state.NewStore(state.Options{Self: n.id.ID, Log: n.log, Records: recs, Heads: heads, Clock: &state.Clock{Now: n.now}})
+	n.store, err = state.NewStore(state.Options{Self: n.id.ID, Key: n.id.Key, Log: n.log, Records: recs, Heads: heads, Clock: &state.Clock{Now: n.now}})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -178,7 +178,7 @@ func (n *Node) openState() (err error) {
 	if err != nil {
 		n.log.Warn("part of the saved state is unreadable", "err", err)
 	}
-	n.store, err = state.NewStore(state.Options{Self: n.self, Log: n.db, Records: recs, Heads: heads, Logger: n.log})
+	n.store, err = state.NewStore(state.Options{Self: n.self, Key: n.identity.Key, Log: n.db, Records: recs, Heads: heads, Logger: n.log})
 	if err != nil {
 		return err
 	}

@@ -4,19 +4,25 @@ import (
 	"fmt"
 	"maps"
 	"time"
+
+	"nodenet/state/lthash"
 )
 
 // batch is a transaction being built: the next snapshot, which nobody else
 // sees before it is published.
 type batch struct {
-	s       *Store
-	cur     *Snapshot // what it builds on; nil: nothing yet
-	next    *Snapshot
-	edits   []edit   // as out, with what was there before
-	out     []Record // applied, in order
-	floors  []Head   // heads whose floor was raised by a replacement
-	drops   []ID     // collected tombstones, for the Log to forget
-	touched bool     // something changed that is no record
+	s         *Store
+	cur       *Snapshot // what it builds on; nil: nothing yet
+	next      *Snapshot
+	edits     []edit            // as out, with what was there before
+	out       []Record          // applied, in order
+	heads     map[NodeID]*entry // of next, that no snapshot shares yet
+	saves     []Head            // for the Log to keep
+	drops     []ID              // collected tombstones, for the Log to forget
+	own       *lthash.Sum       // of our own set, when it changed and is to be signed
+	begun     bool              // our history was begun anew
+	contested bool              // next.conflicts is our own copy
+	touched   bool              // something changed that is no record
 }
 
 func (s *Store) begin(cur *Snapshot) *batch {
@@ -40,6 +46,7 @@ func (s *Store) publish(b *batch) {
 
 // snapshot is the state with what the batch did so far.
 func (b *batch) snapshot() *Snapshot {
+	b.heads = nil // shared from now on
 	sn := b.next.successor()
 	sn.base, sn.pending = b.cur, b.edits[:len(b.edits):len(b.edits)]
 	return sn
@@ -49,19 +56,16 @@ func (b *batch) get(id ID) *Record {
 	return b.next.tables.get(id)
 }
 
-func (b *batch) head(owner NodeID) Head { return b.next.Head(owner) }
-
-func (b *batch) setHead(h Head) { b.next.heads.put(&h) }
-
-// put stores a record unconditionally and keeps heads and buckets true.
+// put stores a record unconditionally and keeps marks and buckets true. The
+// owner's sum is no longer known, and its signature, if the mark was raised,
+// no longer that of its head.
 func (b *batch) put(r *Record) {
 	if r.ID.Class == Owner {
-		h := b.head(r.ID.Owner)
-		h.Owner = r.ID.Owner
-		if h.Mark.Compare(r.Version.mark()) < 0 {
-			h.Mark = r.Version.mark()
+		e := b.edit(r.ID.Owner)
+		e.sum.Store(nil)
+		if m := r.Version.mark(); e.head.Mark.Compare(m) < 0 {
+			e.head.Mark, e.head.Hash, e.head.Sig = m, nil, nil
 		}
-		b.setHead(h)
 	}
 	old := b.next.tables.put(r)
 	if r.ID.Class != Owner {
@@ -110,6 +114,7 @@ func (b *batch) write(r *request) error {
 				m = Mark{Epoch: e}
 			}
 			rec.Version = Version{Epoch: m.Epoch, Seq: m.Seq + 1}
+			b.tally(rec)
 		} else {
 			rec.Version.HLC, rec.Version.Node = b.s.clock.Next(), b.s.self
 			old := b.get(rec.ID)
@@ -164,62 +169,6 @@ func (b *batch) record(op Op, now int64) (*Record, error) {
 	return rec, nil
 }
 
-// delta applies a part of one owner's history.
-func (b *batch) delta(d *Delta) (int, error) {
-	head := b.head(d.Owner)
-	if d.Owner == b.s.self && b.s.wrote.Load() && d.To.Compare(head.Mark) > 0 {
-		return 0, fmt.Errorf("merge own records up to epoch %d: %w", d.To.Epoch, ErrForeignWriter)
-	}
-	if d.To.Compare(head.Mark) <= 0 {
-		return 0, nil // old news
-	}
-	if !d.Replace && d.From.Compare(head.Mark) > 0 {
-		return 0, ErrGap
-	}
-	n := 0
-	keep := make(map[ID]bool, len(d.Records))
-	for i := range d.Records {
-		r := d.Records[i]
-		keep[r.ID] = true
-		if old := b.get(r.ID); old != nil && Compare(Owner, old.Version, r.Version) >= 0 {
-			continue
-		}
-		b.put(&r)
-		n++
-	}
-	if d.Replace {
-		var gone []*Record
-		for r := range b.next.tables.history(d.Owner, Mark{}) {
-			if !keep[r.ID] && r.Version.mark().Compare(d.To) <= 0 {
-				gone = append(gone, r)
-			}
-		}
-		for _, r := range gone {
-			// Kept as a tombstone with its old version, so that the disk
-			// and the feeds hear of it.
-			t := &Record{ID: r.ID, Version: r.Version, Time: r.Time, Deleted: true}
-			b.put(t)
-			n++
-		}
-	}
-	h := b.head(d.Owner)
-	h.Owner = d.Owner
-	if h.Mark.Compare(d.To) < 0 {
-		h.Mark = d.To
-		b.touched = true
-	}
-	if d.Replace && h.Floor.Compare(d.Floor) < 0 {
-		// From now on we lack the deletions below it as the sender does.
-		h.Floor = d.Floor
-		b.floors = append(b.floors, h)
-	}
-	b.setHead(h)
-	if d.Owner == b.s.self && b.s.loaded.Compare(h.Mark) < 0 {
-		b.s.loaded = h.Mark // a peer gave us our past back
-	}
-	return n, nil
-}
-
 // merge applies records of the other classes by their order.
 func (b *batch) merge(recs []Record) int {
 	n := 0
@@ -260,7 +209,9 @@ func (b *batch) contest(old, r *Record) {
 	if Compare(Ring, old.Version, r.Version) < 0 {
 		win, lose = z, a
 	}
-	b.next.conflicts = maps.Clone(b.next.conflicts)
+	if !b.contested {
+		b.next.conflicts, b.contested = maps.Clone(b.next.conflicts), true
+	}
 	b.next.conflicts[r.ID] = Conflict{
 		What:   fmt.Sprintf("range %s", r.ID.Key),
 		Winner: string(win.Owner), Loser: string(lose.Owner),
@@ -282,11 +233,9 @@ func (b *batch) collect(t time.Time) (int, error) {
 		return 0, nil
 	}
 	for _, r := range gone {
-		h := b.head(r.ID.Owner)
-		if h.Floor.Compare(r.Version.mark()) < 0 {
-			h.Floor = r.Version.mark()
+		if e := b.edit(r.ID.Owner); e.head.Floor.Compare(r.Version.mark()) < 0 {
+			e.head.Floor = r.Version.mark()
 		}
-		b.setHead(h)
 		b.remove(r)
 		b.drops = append(b.drops, r.ID)
 	}

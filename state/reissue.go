@@ -3,6 +3,8 @@ package state
 import (
 	"context"
 	"fmt"
+
+	"nodenet/state/lthash"
 )
 
 // maxReissues bounds how often one run begins anew. More than that means that
@@ -59,24 +61,27 @@ func (b *batch) reissue(held Mark) (int, error) {
 	mark := Mark{Epoch: max(s.epoch.Load(), held.Epoch, head.Mark.Epoch) + 1}
 	s.RaiseEpoch(mark.Epoch)
 	floor := mark
-	for _, r := range live {
+	for i, r := range live {
 		mark.Seq++
 		c := *r
 		c.Version = Version{Epoch: mark.Epoch, Seq: mark.Seq}
 		b.put(&c)
+		live[i] = &c
+	}
+	if s.key != nil {
+		b.own = sumRecords(lthash.Sum{}, live, nil)
 	}
 	// A replacement implies the deletions.
 	for _, r := range gone {
 		b.remove(r)
 		b.drops = append(b.drops, r.ID)
 	}
-	h := b.head(s.self)
-	h.Owner, h.Floor = s.self, floor
-	if h.Mark.Compare(mark) < 0 {
-		h.Mark = mark
+	e := b.edit(s.self)
+	e.head.Floor = floor
+	if e.head.Mark.Compare(mark) < 0 {
+		e.head.Mark = mark
 	}
-	b.setHead(h)
-	b.floors = append(b.floors, h)
+	b.saves, b.begun = append(b.saves, e.head), true
 	b.touched = true
 	s.logger.Warn("a peer holds more of this node's past than its disk: a backup was restored; all own records were written anew",
 		"held", held.Epoch, "epoch", mark.Epoch, "records", len(live))

@@ -28,22 +28,12 @@ type Head struct {
 	// Floor is the newest tombstone that was collected: who holds less than
 	// that cannot be brought up to date by a delta, only by replacement.
 	Floor Mark `cbor:"3,keyasint,omitempty"`
-	// Hash and Sig have their place for heads signed by their owner.
+	// Hash stands for the owner's live records at Mark (see lthash), Sig is
+	// the owner's signature of ID, Mark and Hash, Key its public key, of which
+	// the ID is the hash. All are empty where the owner's version does not sign.
 	Hash []byte `cbor:"4,keyasint,omitempty"`
 	Sig  []byte `cbor:"5,keyasint,omitempty"`
-}
-
-// Delta is a contiguous part of one owner's history: what changed after From
-// up to and including To. Replace means that Records is the owner's whole set
-// at To and From does not count.
-type Delta struct {
-	Owner   NodeID   `cbor:"1,keyasint"`
-	From    Mark     `cbor:"2,keyasint,omitempty"`
-	To      Mark     `cbor:"3,keyasint"`
-	Replace bool     `cbor:"4,keyasint,omitempty"`
-	Records []Record `cbor:"5,keyasint,omitempty"`
-	Floor   Mark     `cbor:"7,keyasint,omitempty"` // with Replace: the sender's floor, from now on the receiver's too
-	Sig     []byte   `cbor:"6,keyasint,omitempty"` // reserved for signed heads
+	Key  []byte `cbor:"6,keyasint,omitempty"`
 }
 
 // Live is what membership says about one node.
@@ -59,7 +49,7 @@ type Snapshot struct {
 	rev       uint64
 	self      NodeID
 	tables    tables
-	heads     tree[*Head]
+	heads     tree[*entry]
 	buckets   [NumBuckets]uint64
 	live      map[NodeID]Live
 	liveRev   uint64 // the revision at which live was last replaced
@@ -95,41 +85,74 @@ func (sn *Snapshot) Live() map[NodeID]Live { return sn.live }
 // Heads returns the head of each owner, sorted by owner.
 func (sn *Snapshot) Heads() []Head {
 	out := make([]Head, 0, sn.heads.len())
-	for h := range sn.heads.all() {
-		out = append(out, *h)
+	for e := range sn.heads.all() {
+		out = append(out, e.head)
 	}
 	return out
 }
 
 // Head returns the head of one owner; its zero value holds nothing.
 func (sn *Snapshot) Head(owner NodeID) Head {
-	if h, ok := sn.heads.get(&Head{Owner: owner}); ok {
-		return *h
+	if e := sn.entry(owner); e != nil {
+		return e.head
 	}
 	return Head{}
+}
+
+// entry returns the entry of one owner, or nil.
+func (sn *Snapshot) entry(owner NodeID) *entry {
+	e, _ := sn.heads.get(&entry{head: Head{Owner: owner}})
+	return e
 }
 
 // Delta returns what owner changed after from: at most limit records (0: no
 // limit), oldest first. To says how far it goes. When from is below the
 // owner's floor, the whole set is returned as a replacement, whatever the limit.
+// Only a delta that goes up to the head carries the owner's signature.
 func (sn *Snapshot) Delta(owner NodeID, from Mark, limit int) Delta {
 	head := sn.Head(owner)
-	d := Delta{Owner: owner, From: from, To: head.Mark}
+	d := Delta{Owner: owner, From: from, To: head.Mark, Hash: head.Hash, Key: head.Key, Sig: head.Sig}
 	if from.Compare(head.Floor) < 0 {
 		d.Replace, d.From, d.Floor, limit = true, Mark{}, head.Floor, 0
 		from = Mark{}
 	}
-	for r := range sn.tables.history(owner, Mark{from.Epoch, from.Seq + 1}) {
-		if d.Replace && r.Deleted && r.Version.mark().Compare(head.Floor) <= 0 {
-			continue // a replacement implies it; see batch.delta for its odd version
+	sn.walk(&d, from, limit, func(r *Record) bool {
+		// A replacement implies it; see gone for its odd version.
+		return !d.Replace || !r.Deleted || r.Version.mark().Compare(head.Floor) > 0
+	})
+	return d
+}
+
+// Part returns at most limit records of owner that were written after from, as
+// a part of its history, or with whole as a part of its whole set. Before the
+// last part, More says that the signed end is still to come. Parts of a whole
+// set hold tombstones too: who gets them over some time must hear what was
+// deleted meanwhile.
+func (sn *Snapshot) Part(owner NodeID, from Mark, limit int, whole bool) Delta {
+	head := sn.Head(owner)
+	d := Delta{Owner: owner, From: from, To: head.Mark, Replace: whole, Hash: head.Hash, Key: head.Key, Sig: head.Sig}
+	if whole {
+		d.Floor = head.Mark
+	}
+	sn.walk(&d, from, limit, func(*Record) bool { return true })
+	d.More = d.To != head.Mark
+	return d
+}
+
+// walk adds the records that were written after from to a delta, and cuts it
+// off where there are more than limit.
+func (sn *Snapshot) walk(d *Delta, from Mark, limit int, want func(*Record) bool) {
+	for r := range sn.tables.history(d.Owner, Mark{from.Epoch, from.Seq + 1}) {
+		if !want(r) {
+			continue
 		}
 		if limit > 0 && len(d.Records) == limit {
 			d.To = d.Records[limit-1].Version.mark()
+			d.Hash, d.Key, d.Sig = nil, nil, nil
 			break
 		}
 		d.Records = append(d.Records, *r)
 	}
-	return d
 }
 
 // Buckets returns the hash of each bucket of the non-owner classes. Two

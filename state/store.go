@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,8 +34,11 @@ type Options struct {
 	Log     Log      // nil: NoLog
 	Clock   *Clock   // nil: a clock that reads time.Now
 	Records []Record // what the Log held at start
-	Heads   []Head   // floors that the Log held at start
+	Heads   []Head   // heads that the Log held at start
 	Logger  *slog.Logger
+	// Key signs our own head; Self is the hash of its public half. Nil, for
+	// tests: own records are not signed, and others' need not be.
+	Key ed25519.PrivateKey
 }
 
 // Store is the tables of one node. One goroutine commits; everything else
@@ -44,6 +48,7 @@ type Store struct {
 	log     Log
 	clock   *Clock
 	logger  *slog.Logger
+	key     ed25519.PrivateKey // nil: nothing is signed
 	deriver *deriver
 	cur     atomic.Pointer[Snapshot]
 	epoch   atomic.Uint64
@@ -55,6 +60,7 @@ type Store struct {
 	closed chan struct{}
 	done   chan struct{}
 	close  sync.Once
+	audits sync.WaitGroup
 
 	feedsMu sync.Mutex
 	feeds   map[*Feed]struct{}
@@ -68,16 +74,18 @@ type Store struct {
 	unsaved      []Record
 	unsavedHeads []Head
 	undropped    []ID // collected, still in the Log
+	summer       summer
 }
 
 type request struct {
 	write   func(*Snapshot) ([]Op, error)
-	delta   *Delta
+	delta   *checked
 	merge   []Record
 	durable bool
 	live    map[NodeID]Live
 	collect time.Time // tombstones older than this go
 	held    *Mark     // what a peer holds of us; see Reissue
+	doubt   *entry    // does not match its records; see audit
 
 	ctx     context.Context
 	applied int
@@ -110,8 +118,11 @@ func NewStore(o Options) (*Store, error) {
 	if !o.Self.Valid() {
 		return nil, fmt.Errorf("open state: %q is not a node ID", o.Self)
 	}
+	if o.Key != nil && NodeIDFromKey(o.Key.Public().(ed25519.PublicKey)) != o.Self {
+		return nil, fmt.Errorf("open state: the key is not that of node %s", o.Self)
+	}
 	s := &Store{
-		self: o.Self, log: o.Log, clock: o.Clock, logger: o.Logger, deriver: &deriver{},
+		self: o.Self, log: o.Log, clock: o.Clock, logger: o.Logger, key: o.Key, deriver: &deriver{},
 		queue:  make(chan *request, 4*maxBatch),
 		closed: make(chan struct{}), done: make(chan struct{}),
 		feeds: make(map[*Feed]struct{}),
@@ -126,7 +137,7 @@ func NewStore(o Options) (*Store, error) {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
 	b := s.begin(&Snapshot{
-		self: o.Self, tables: newTables(), heads: newTree(compareHeads), live: map[NodeID]Live{}, conflicts: map[ID]Conflict{}, deriver: s.deriver,
+		self: o.Self, tables: newTables(), heads: newTree(compareEntries), live: map[NodeID]Live{}, conflicts: map[ID]Conflict{}, deriver: s.deriver,
 	})
 	for i := range o.Records {
 		r := o.Records[i]
@@ -140,17 +151,23 @@ func NewStore(o Options) (*Store, error) {
 		b.put(&r)
 	}
 	for _, h := range o.Heads {
-		cur := b.head(h.Owner)
-		cur.Owner, cur.Floor = h.Owner, h.Floor
-		if cur.Mark.Compare(h.Mark) < 0 {
-			cur.Mark = h.Mark
+		e := b.edit(h.Owner)
+		e.head.Floor = h.Floor
+		// Records beyond the head come from a version that did not sign.
+		if e.head.Mark.Compare(h.Mark) <= 0 {
+			e.head.Mark, e.head.Hash, e.head.Key, e.head.Sig = h.Mark, h.Hash, h.Key, h.Sig
 		}
-		b.setHead(cur)
+	}
+	if h := b.head(o.Self); s.key != nil && h.Mark != (Mark{}) && (!h.Signed() || h.verify() != nil) {
+		b.own = sumOf(b.next, b.entry(o.Self))
+		b.sign()
+		s.unsavedHeads = b.saves
 	}
 	s.publish(b)
 	s.loaded = s.Snapshot().Head(o.Self).Mark
 	s.epoch.Store(max(o.Epoch, s.loaded.Epoch))
 	go s.run()
+	s.audits.Go(s.audit)
 	return s, nil
 }
 
@@ -159,6 +176,7 @@ func NewStore(o Options) (*Store, error) {
 func (s *Store) Close() error {
 	s.close.Do(func() { close(s.closed) })
 	<-s.done
+	s.audits.Wait()
 	return nil
 }
 
@@ -201,33 +219,6 @@ func (s *Store) Write(ctx context.Context, fn func(*Snapshot) ([]Op, error)) (ui
 		return 0, err
 	}
 	return r.rev, r.err
-}
-
-// MergeDelta applies a part of an owner's history. It returns how many
-// records were new. ErrGap means that something between our head and
-// d.From is missing.
-func (s *Store) MergeDelta(d Delta) (int, error) {
-	if !d.Owner.Valid() {
-		return 0, fmt.Errorf("merge delta: owner %q is not a node ID", d.Owner)
-	}
-	for i := range d.Records {
-		r := &d.Records[i]
-		switch {
-		case r.ID.Class != Owner || r.ID.Owner != d.Owner:
-			return 0, fmt.Errorf("merge delta of %s: record %s is not the owner's", d.Owner.Short(), r.ID)
-		case r.Version.mark().Compare(d.To) > 0:
-			return 0, fmt.Errorf("merge delta of %s: record %s lies beyond the delta's end", d.Owner.Short(), r.ID)
-		}
-		if err := r.ID.Validate(); err != nil {
-			return 0, fmt.Errorf("merge delta of %s: %w", d.Owner.Short(), err)
-		}
-		s.understand(r)
-	}
-	r := &request{delta: &d}
-	if err := s.do(context.Background(), r); err != nil {
-		return 0, err
-	}
-	return r.applied, r.err
 }
 
 // Merge applies records of the non-owner classes. With durable it returns
@@ -339,10 +330,12 @@ func (s *Store) commit(reqs []*request) {
 			b.touched = true
 		case !r.collect.IsZero():
 			r.applied, r.err = b.collect(r.collect)
+		case r.doubt != nil && r.doubt.head.Owner != s.self:
+			b.doubt(r.doubt)
 		}
 	}
 	s.unsaved = append(s.unsaved, b.out...)
-	s.unsavedHeads = append(s.unsavedHeads, b.floors...)
+	s.unsavedHeads = append(s.unsavedHeads, b.saves...)
 	s.undropped = append(s.undropped, b.drops...)
 	s.publish(b)
 
@@ -353,10 +346,13 @@ func (s *Store) commit(reqs []*request) {
 			r.err = w.write(r)
 		case r.held != nil:
 			r.applied, r.err = w.reissue(*r.held)
+		case r.doubt != nil && r.doubt.head.Owner == s.self:
+			w.restate(r.doubt)
 		}
 	}
+	w.sign()
 	batch := append(append([]Record(nil), s.unsaved...), w.out...)
-	heads := append(append([]Head(nil), s.unsavedHeads...), w.floors...)
+	heads := append(append([]Head(nil), s.unsavedHeads...), w.saves...)
 	var err error
 	if len(batch) > 0 || len(heads) > 0 {
 		if err = s.save(batch, heads); err == nil {
@@ -370,13 +366,14 @@ func (s *Store) commit(reqs []*request) {
 	var derr error
 	if err == nil {
 		s.publish(w)
-		if len(w.floors) > 0 {
+		if w.begun {
 			s.loaded = s.cur.Load().Head(s.self).Mark
 		}
 		s.undropped = append(s.undropped, w.drops...)
 		derr = s.drop()
 	} else {
-		s.unsaved = dedupe(s.unsaved)
+		s.unsaved = dedupe(s.unsaved, func(r *Record) ID { return r.ID })
+		s.unsavedHeads = dedupe(s.unsavedHeads, func(h *Head) NodeID { return h.Owner })
 	}
 	rev := s.cur.Load().rev
 	for _, r := range reqs {
@@ -411,24 +408,26 @@ func (s *Store) drop() error {
 	sn := s.Snapshot()
 	// What was written anew meanwhile stays.
 	s.undropped = slices.DeleteFunc(s.undropped, func(id ID) bool { _, there := sn.Get(id); return there })
-	if err := d.Drop(s.undropped, sn.Heads()); err != nil {
+	// A head in doubt is left as it was saved, so that it is found out again.
+	heads := slices.DeleteFunc(sn.Heads(), func(h Head) bool { return h.Mark == Mark{} })
+	if err := d.Drop(s.undropped, heads); err != nil {
 		return err
 	}
 	s.undropped = nil
 	return nil
 }
 
-// dedupe keeps the last version of each record, so that a disk that stays
-// full does not make us grow.
-func dedupe(recs []Record) []Record {
-	last := make(map[ID]int, len(recs))
-	for i := range recs {
-		last[recs[i].ID] = i
+// dedupe keeps the last of those with one key, so that a disk that stays full
+// does not make us grow.
+func dedupe[T any, K comparable](list []T, key func(*T) K) []T {
+	last := make(map[K]int, len(list))
+	for i := range list {
+		last[key(&list[i])] = i
 	}
-	out := recs[:0]
-	for i := range recs {
-		if last[recs[i].ID] == i {
-			out = append(out, recs[i])
+	out := list[:0]
+	for i := range list {
+		if last[key(&list[i])] == i {
+			out = append(out, list[i])
 		}
 	}
 	return out

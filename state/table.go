@@ -80,6 +80,17 @@ func (t tables) history(owner NodeID, from Mark) iter.Seq[*Record] {
 	}
 }
 
+// at returns the record of an owner that has a version, or nil.
+func (t tables) at(owner NodeID, m Mark) *Record {
+	for r := range t.history(owner, m) {
+		if r.Version.mark() == m {
+			return r
+		}
+		break
+	}
+	return nil
+}
+
 // inBucket returns the records of one bucket.
 func (t tables) inBucket(i int) iter.Seq[*Record] {
 	return func(yield func(*Record) bool) {

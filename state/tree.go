@@ -66,9 +66,6 @@ func (t tree[T]) from(x T) iter.Seq[T] {
 	}
 }
 
-// compareHeads orders heads by owner.
-func compareHeads(a, b *Head) int { return strings.Compare(string(a.Owner), string(b.Owner)) }
-
 // noEndpoint sorts before every endpoint of an owner.
 var noEndpoint = &Endpoint{}
 
