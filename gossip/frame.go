@@ -195,6 +195,11 @@ type grant struct {
 	Cluster   string   `cbor:"4,keyasint,omitempty"`
 	RingID    string   `cbor:"5,keyasint"`
 	Seeds     []string `cbor:"6,keyasint"`
+	// During a rotation Secret is the one that the token was made with, and
+	// these are the issuer's keyring.
+	Primary  []byte `cbor:"7,keyasint,omitempty"`
+	Next     []byte `cbor:"8,keyasint,omitempty"`
+	Previous []byte `cbor:"9,keyasint,omitempty"`
 }
 
 func (*hello) kind() kind     { return kindHello }

@@ -36,6 +36,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/memberlist"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
@@ -61,8 +62,7 @@ type Gossip struct {
 	now      func() time.Time
 	self     state.NodeID
 	store    *state.Store
-	keys     *keys
-	cert     tls.Certificate
+	secrets  atomic.Pointer[secrets]
 	instance []byte
 	rep      replica
 	met      *metrics
@@ -82,6 +82,13 @@ type Gossip struct {
 	wakeDial   chan struct{}
 	wakeLive   chan struct{}
 	wakeSave   chan struct{}
+	wakeKeys   chan struct{}
+
+	ringMu     sync.Mutex // one change of secrets at a time
+	memberKeys *memberlist.Keyring
+	fileStat   fileStat     // of the secret file when it was last read; with ringMu
+	fileNote   atomic.Value // string: what is wrong with it
+	rotating   atomic.Bool  // this node drives a rotation
 
 	wg sync.WaitGroup // connections
 
@@ -122,21 +129,13 @@ func New(o Options) (*Gossip, error) {
 	if !o.Advertise.IsValid() {
 		o.Advertise = o.Bind
 	}
-	k, err := deriveKeys(o.Secret)
-	if err != nil {
-		return nil, fmt.Errorf("set up gossip: %w", err)
-	}
-	cert, err := certificate(o.Identity, k.ca)
-	if err != nil {
-		return nil, fmt.Errorf("set up gossip: %w", err)
-	}
 	g := &Gossip{
-		o: o, t: o.timings(), log: o.Logger, now: o.Now, self: o.Identity.ID, store: o.Store, keys: k, cert: cert,
+		o: o, t: o.timings(), log: o.Logger, now: o.Now, self: o.Identity.ID, store: o.Store,
 		instance: make([]byte, 16),
 		early:    make(chan struct{}, maxEarlyConns), handlers: make(chan struct{}, maxHandlers),
 		joinRate: rate.NewLimiter(2, 10),
 		synced:   make(chan struct{}), met1: make(chan struct{}), named: make(chan struct{}),
-		wakeDial: make(chan struct{}, 1), wakeLive: make(chan struct{}, 1), wakeSave: make(chan struct{}, 1),
+		wakeDial: make(chan struct{}, 1), wakeLive: make(chan struct{}, 1), wakeSave: make(chan struct{}, 1), wakeKeys: make(chan struct{}, 1),
 		cluster: o.Cluster.clone(), links: map[state.NodeID]*link{}, peers: map[state.NodeID]*peerInfo{},
 		targets: map[string]*target{}, refusals: map[string]Refusal{},
 	}
@@ -147,8 +146,12 @@ func New(o Options) (*Gossip, error) {
 	if g.now == nil {
 		g.now = time.Now
 	}
+	if err := g.openSecrets(); err != nil {
+		return nil, fmt.Errorf("set up gossip: %w", err)
+	}
 	g.track = newTracker(g.self, g.t, time.Now())
 	g.rep = replica{tables: o.Store, budget: o.budget, fresh: g.fresh}
+	var err error
 	if g.tokens, err = loadTokens(o.StateDir); err != nil {
 		// Losing them costs a new token, not starting costs the node.
 		g.log.Error("join tokens issued so far are void", "err", err)
@@ -220,6 +223,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	eg.Go(func() error { return g.pushLoop(ctx) })
 	eg.Go(func() error { return g.syncLoop(ctx) })
 	eg.Go(func() error { return g.saveLoop(ctx) })
+	eg.Go(func() error { return g.keyLoop(ctx) })
 	err = eg.Wait()
 	g.mu.Lock()
 	links := g.allLinks()

@@ -26,7 +26,8 @@ const (
 	codeSelf      = "self"      // called itself
 	codeDuplicate = "duplicate" // there is a connection already
 	codeBusy      = "busy"
-	codeToken     = "token" // join token not accepted
+	codeToken     = "token"   // join token not accepted
+	codeRetired   = "retired" // a cluster secret that was rotated away
 )
 
 // errBlocked: the network seam of a test lets nothing pass.
@@ -132,7 +133,7 @@ func (g *Gossip) answer(ctx context.Context, raw net.Conn, remote netip.Addr) {
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
 	raw.SetDeadline(time.Now().Add(g.t.handshake))
-	conn := tls.Server(raw, tlsConfig(g.cert, alpnSync, alpnJoin))
+	conn := tls.Server(raw, tlsConfig(g.secrets.Load().cert, alpnSync, alpnJoin))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		g.met.refused.WithLabelValues("tls").Inc()
@@ -143,7 +144,7 @@ func (g *Gossip) answer(ctx context.Context, raw net.Conn, remote netip.Addr) {
 		g.answerJoin(conn, remote)
 		return
 	}
-	id, err := verifyPeer(conn.ConnectionState(), g.keys.caPublic())
+	id, err := g.secrets.Load().verify(conn.ConnectionState())
 	if err != nil {
 		g.refuse(conn, remote.String(), id, g.secretRefusal(id, err))
 		return
@@ -217,14 +218,17 @@ func (g *Gossip) connect(ctx context.Context, addr string) (*link, error) {
 	stop := context.AfterFunc(hctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	raw.SetDeadline(time.Now().Add(g.t.handshake))
-	conn := tls.Client(raw, tlsConfig(g.cert, alpnSync))
+	conn := tls.Client(raw, tlsConfig(g.secrets.Load().cert, alpnSync))
 	if err := conn.HandshakeContext(hctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("TLS handshake with %s: %w: is that nodenet's sync port?", addr, err)
 	}
-	id, err := verifyPeer(conn.ConnectionState(), g.keys.caPublic())
+	id, err := g.secrets.Load().verify(conn.ConnectionState())
 	if err != nil {
 		r := g.secretRefusal(id, err)
+		if g.toldRetired(conn, err) {
+			r = g.ownRetired(id)
+		}
 		g.refuse(conn, addr, id, r)
 		return nil, &RefusedError{r.Code, r.Reason}
 	}
@@ -306,7 +310,29 @@ func (g *Gossip) secretRefusal(id state.NodeID, err error) *refuse {
 		return &refuse{codeSecret, fmt.Sprintf("%s (%s) and node %s do not hold the same cluster secret: "+
 			"copy the secret file of the right cluster, or join with `nodectl join TOKEN`", g.o.Name, g.self.Short(), id.Short())}
 	}
+	if re, ok := errors.AsType[*retiredError](err); ok {
+		return &refuse{codeRetired, fmt.Sprintf("node %s holds the cluster secret that was retired at %s: on that node, copy the secret file of a member, "+
+			"or run `nodectl join TOKEN` and start the daemon again", id.Short(), re.at.UTC().Format(time.RFC3339))}
+	}
 	return &refuse{codeSecret, "peer not verified: " + err.Error()}
+}
+
+// toldRetired asks a peer that does not hold our secret whether it knows why.
+// Nothing proves who it is: only the code of its refusal is used, never its words.
+func (g *Gossip) toldRetired(conn net.Conn, err error) bool {
+	if !errors.Is(err, errNotSigned) {
+		return false
+	}
+	conn.SetReadDeadline(time.Now().Add(min(time.Second, g.t.handshake)))
+	f, _, err := readFrame(conn, maxEarly)
+	r, ok := f.(*refuse)
+	return err == nil && ok && r.Code == codeRetired
+}
+
+// ownRetired is what a node says that was away while the secret was rotated.
+func (g *Gossip) ownRetired(id state.NodeID) *refuse {
+	return &refuse{codeRetired, fmt.Sprintf("node %s says that the cluster secret of %s was retired while it was away (rotated with `nodectl secret rotate`): "+
+		"copy the secret file of a member to this node, or stop the daemon, run `nodectl join TOKEN` and start it again", id.Short(), g.o.Name)}
 }
 
 // refuse tells the peer why, keeps the reason for status, and closes.

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -62,8 +63,20 @@ func Join(ctx context.Context, token string, dir, secretPath string, log *slog.L
 			continue
 		}
 		c := &Cluster{ID: g.ClusterID, Name: printable(g.Cluster), RingID: g.RingID, Seeds: g.Seeds}
+		if old, err := LoadCluster(dir); err == nil && old.ID == c.ID {
+			// It was a member before and missed a rotation.
+			old.Seeds = c.Seeds
+			c = old
+		}
+		r := Keyring{Cluster: g.ClusterID, Primary: g.Secret, Next: g.Next, Previous: g.Previous}
+		if len(g.Primary) > 0 {
+			r.Primary = g.Primary
+		}
 		// The secret first: a cluster without its secret could not start.
-		if err := WriteSecret(secretPath, g.Secret); err != nil {
+		if err := WriteSecret(secretPath, r.Primary); err != nil {
+			return nil, err
+		}
+		if err := r.Save(dir); err != nil {
 			return nil, err
 		}
 		if err := c.Save(dir); err != nil {
@@ -147,6 +160,11 @@ func redeem(ctx context.Context, addr string, t *Token, cert tls.Certificate, na
 	case !sameKey(k.caPublic(), t.CA):
 		return nil, errors.New("the secret that came is not the one that the token was made with")
 	}
+	for _, s := range [][]byte{g.Primary, g.Next, g.Previous} {
+		if len(s) > 0 && len(s) != SecretSize {
+			return nil, fmt.Errorf("a secret of %d bytes came: want %d", len(s), SecretSize)
+		}
+	}
 	return g, nil
 }
 
@@ -222,7 +240,12 @@ func (g *Gossip) admit(conn *tls.Conn, remote netip.Addr) (string, *refuse) {
 	if err != nil {
 		return name, no("bind to the connection: %v", err)
 	}
-	if err := writeFrame(conn, &challenge{CA: g.keys.caPublic()}); err != nil {
+	held := g.secrets.Load()
+	i := slices.IndexFunc(held.accept, func(ca ed25519.PublicKey) bool { return sameKey(ca, tok.CA) })
+	if i < 0 {
+		return name, no("the token was made with a cluster secret that has been rotated away since: make a new one with `nodectl token`")
+	}
+	if err := writeFrame(conn, &challenge{CA: held.accept[i]}); err != nil {
 		return name, no("connection lost")
 	}
 	p, err := expect[*proof](conn)
@@ -240,8 +263,9 @@ func (g *Gossip) admit(conn *tls.Conn, remote netip.Addr) (string, *refuse) {
 		return name, no("%s: %v", g.o.Name, err)
 	}
 	err = writeFrame(conn, &grant{
-		MAC: codeMAC(tok.Key, exporter, "issuer"), Secret: g.o.Secret,
+		MAC: codeMAC(tok.Key, exporter, "issuer"), Secret: held.all()[i],
 		ClusterID: c.ID, Cluster: c.Name, RingID: c.RingID, Seeds: g.seeds(),
+		Primary: held.Primary, Next: held.Next, Previous: held.Previous,
 	})
 	if err != nil {
 		return name, no("the secret could not be sent: %v: the token is used up, make a new one", err)

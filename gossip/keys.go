@@ -103,18 +103,30 @@ func peerID(cs tls.ConnectionState) (state.NodeID, *x509.Certificate, error) {
 	return id, cert, nil
 }
 
-// verifyPeer checks that the peer's certificate is signed by the CA and
-// returns the node that it belongs to. Dates are ignored on purpose: a wrong
-// clock must not split the cluster.
-func verifyPeer(cs tls.ConnectionState, ca ed25519.PublicKey) (state.NodeID, error) {
-	id, cert, err := peerID(cs)
+// maxCerts is how many certificates of a peer are looked at: it sends one for
+// each secret that it holds, of which there are two at most.
+const maxCerts = 4
+
+// verifyPeer checks that one of the peer's certificates is signed by one of
+// the CAs and returns the node that it belongs to. TLS proves the first one's
+// key; the others count when they are of the same key. Dates are ignored on
+// purpose: a wrong clock must not split the cluster.
+func verifyPeer(cs tls.ConnectionState, cas ...ed25519.PublicKey) (state.NodeID, error) {
+	id, first, err := peerID(cs)
 	if err != nil {
 		return "", err
 	}
-	if cert.SignatureAlgorithm != x509.PureEd25519 || !ed25519.Verify(ca, cert.RawTBSCertificate, cert.Signature) {
-		return id, errNotSigned
+	for _, cert := range cs.PeerCertificates[:min(len(cs.PeerCertificates), maxCerts)] {
+		if cert.SignatureAlgorithm != x509.PureEd25519 || cert.Subject.CommonName != string(id) || !bytes.Equal(cert.RawSubjectPublicKeyInfo, first.RawSubjectPublicKeyInfo) {
+			continue
+		}
+		for _, ca := range cas {
+			if ed25519.Verify(ca, cert.RawTBSCertificate, cert.Signature) {
+				return id, nil
+			}
+		}
 	}
-	return id, nil
+	return id, errNotSigned
 }
 
 // caHash is how a join token names the CA.

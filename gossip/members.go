@@ -137,7 +137,7 @@ func (g *Gossip) startMembers() (*memberlistNode, error) {
 	c.BindAddr, c.BindPort = bind.String(), int(g.o.GossipPort)
 	c.AdvertiseAddr, c.AdvertisePort = g.o.Advertise.String(), int(g.o.GossipPort)
 	c.Label = g.Cluster().ID
-	c.SecretKey = g.keys.member
+	c.Keyring = g.memberKeys
 	c.ProbeInterval, c.ProbeTimeout = g.t.probe, g.t.probe/2
 	c.SuspicionMult = g.t.suspicion
 	c.SuspicionMaxTimeoutMult = 3

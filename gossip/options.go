@@ -31,9 +31,12 @@ type Options struct {
 	// ID: then ID and ring ID are learned from the first peer that accepts us,
 	// and saved in StateDir. Gossip works on a copy; see Gossip.Cluster.
 	Cluster  *Cluster
-	Secret   []byte // SecretSize bytes
+	Secret   []byte // SecretSize bytes, as read from SecretFile; a keyring in StateDir comes first
 	StateDir string // empty: nothing is saved (tests)
-	Store    *state.Store
+	// SecretFile is kept up to date when the secret is rotated, and another
+	// secret that is put there is one to rotate to. Empty: there is none.
+	SecretFile string
+	Store      *state.Store
 
 	Name       string     // the node's, for people
 	Bind       netip.Addr // zero: every address
@@ -58,6 +61,8 @@ type Options struct {
 	FreezeWindow     time.Duration // losses within it count together: 15 s
 	FreezeLimit      time.Duration // longest freeze of withdrawals: 10 min
 	HandshakeTimeout time.Duration // from accept to the end of the hellos: 5 s
+
+	saveRing func(Keyring) error // tests: instead of saving it in StateDir
 
 	budget int     // of an exchange, bytes; 0: roundBudget
 	net    network // how to reach others; zero: the host's sockets

@@ -177,6 +177,9 @@ func (l *link) serve(ctx context.Context, r *request) {
 
 func (g *Gossip) dispatch(ctx context.Context, from state.NodeID, method string, req []byte) ([]byte, error) {
 	h := g.o.Handlers[method]
+	if method == methodSecret {
+		h = g.serveSecret
+	}
 	if h == nil {
 		return nil, fmt.Errorf("no such method %q: the node may run another version", printable(method))
 	}

@@ -120,12 +120,12 @@ func simConnect(ctx context.Context, g *Gossip, h *simHost, addr string) (*link,
 	stop := context.AfterFunc(hctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	raw.SetDeadline(time.Now().Add(g.t.handshake))
-	conn := tls.Client(raw, tlsConfig(g.cert, alpnSync))
+	conn := tls.Client(raw, tlsConfig(g.secrets.Load().cert, alpnSync))
 	if err := conn.HandshakeContext(hctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("TLS handshake with %s: %w", addr, err)
 	}
-	id, err := verifyPeer(conn.ConnectionState(), g.keys.caPublic())
+	id, err := g.secrets.Load().verify(conn.ConnectionState())
 	if err != nil {
 		r := g.secretRefusal(id, err)
 		g.refuse(conn, addr, id, r)
@@ -203,7 +203,7 @@ func simStartMembers(g *Gossip, h *simHost) (*memberlistNode, error) {
 	c.BindAddr, c.BindPort = g.o.Bind.String(), int(g.o.GossipPort)
 	c.AdvertiseAddr, c.AdvertisePort = g.o.Advertise.String(), int(g.o.GossipPort)
 	c.Label = g.Cluster().ID
-	c.SecretKey = g.keys.member
+	c.Keyring = g.memberKeys
 	c.ProbeInterval, c.ProbeTimeout = g.t.probe, g.t.probe/2
 	c.SuspicionMult = g.t.suspicion
 	c.SuspicionMaxTimeoutMult = 3

@@ -99,6 +99,7 @@ type issued struct {
 	Expires int64  `json:"expires"`
 	Used    int64  `json:"used,omitempty"` // when; 0: not yet
 	By      string `json:"by,omitempty"`
+	CA      []byte `json:"ca,omitempty"` // hash of the CA in the token
 }
 
 // tokens is the issuer's list, in memory and in dir/tokens.json.
@@ -202,7 +203,7 @@ func (t *tokens) use(id []byte, by string, now time.Time) error {
 
 // IssueToken makes a one-time credential to join the cluster. It can be
 // redeemed at this node only, until expires (by this node's clock); a restart
-// does not lose it. ttl 0 means one hour; more than 30 days is an error.
+// does not lose it, retiring the secret that it was made with voids it. ttl 0 means one hour; more than 30 days is an error.
 func (g *Gossip) IssueToken(ttl time.Duration) (token string, expires time.Time, err error) {
 	if ttl == 0 {
 		ttl = time.Hour
@@ -216,11 +217,11 @@ func (g *Gossip) IssueToken(ttl time.Duration) (token string, expires time.Time,
 	}
 	now := g.now()
 	expires = now.Add(ttl).Truncate(time.Second)
-	t := &Token{ClusterID: c.ID, CA: caHash(g.keys.caPublic()), ID: make([]byte, 8), Code: make([]byte, 16), Expires: expires.Unix()}
+	t := &Token{ClusterID: c.ID, CA: caHash(g.keys().caPublic()), ID: make([]byte, 8), Code: make([]byte, 16), Expires: expires.Unix()}
 	rand.Read(t.ID) // never fails, see crypto/rand
 	rand.Read(t.Code)
 	t.Seeds = g.seeds()
-	if err := g.tokens.add(issued{ID: t.ID, Key: codeKey(t.Code), Expires: t.Expires}, now); err != nil {
+	if err := g.tokens.add(issued{ID: t.ID, Key: codeKey(t.Code), Expires: t.Expires, CA: t.CA}, now); err != nil {
 		return "", time.Time{}, err
 	}
 	g.log.Info("join token issued", "expires", expires)
