@@ -78,6 +78,7 @@ type rotor struct {
 	pause func(context.Context, time.Duration) error
 	tick  time.Duration // between looks while something is missing
 	rest  time.Duration // between use and retire: what is on the way arrives
+	lanes int           // nodes asked at the same time
 	o     RotateOptions
 
 	begun   time.Time
@@ -115,7 +116,7 @@ func (g *Gossip) Secrets(ctx context.Context) Rotation {
 
 func (g *Gossip) rotor(o RotateOptions) *rotor {
 	return &rotor{
-		self: g.self, nodes: g.rotateNodes, ask: g.askSecret, fresh: NewSecret, now: time.Now, tick: g.t.sync, rest: g.t.probe,
+		self: g.self, nodes: g.rotateNodes, ask: g.askSecret, fresh: NewSecret, now: time.Now, tick: g.t.sync, rest: g.t.probe, lanes: rotateAtOnce,
 		pause: func(ctx context.Context, d time.Duration) error {
 			t := time.NewTimer(d)
 			defer t.Stop()
@@ -180,7 +181,7 @@ func (r *rotor) look(ctx context.Context) *survey {
 }
 
 func (r *rotor) each(nodes []NodeSecrets, fn func(*NodeSecrets)) {
-	slots := make(chan struct{}, rotateAtOnce)
+	slots := make(chan struct{}, r.lanes)
 	var wg sync.WaitGroup
 	for i := range nodes {
 		slots <- struct{}{}

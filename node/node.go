@@ -211,7 +211,7 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		return err
 	}
 	n.gossip, err = gossip.New(gossip.Options{
-		Identity: id, Cluster: n.cluster, Secret: secret, StateDir: n.dir, Store: n.store, Name: n.cfg.Node.Name,
+		Identity: id, Cluster: n.cluster, Secret: secret, SecretFile: n.cfg.Cluster.Secret, StateDir: n.dir, Store: n.store, Name: n.cfg.Node.Name,
 		Advertise: n.local.Advertise, Bind: n.local.Advertise,
 		GossipPort: n.cfg.Cluster.GossipPort, SyncPort: n.cfg.Cluster.SyncPort,
 		Join: n.cfg.Cluster.Join, Handlers: map[string]gossip.Handler{

@@ -33,6 +33,14 @@ func (n *Node) clusterRoutes(mux *http.ServeMux) {
 		}
 		n.wait(w, r)
 	})
+	mux.HandleFunc("GET "+api.PathSecret, func(w http.ResponseWriter, r *http.Request) {
+		if !allowed(r.Context()) { // it makes the node ask all others
+			fail(w, &api.Error{Message: "not allowed: only root and members of group nodenet may ask all nodes", Code: api.CodeForbidden})
+			return
+		}
+		get(n.secretStatus)(w, r)
+	})
+	mux.HandleFunc("POST "+api.PathRotate, n.rotate)
 	mux.HandleFunc("POST "+api.PathSnapshot, post(n.saveSnapshot))
 }
 

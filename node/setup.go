@@ -217,7 +217,12 @@ func Join(ctx context.Context, o JoinOptions) (*JoinResult, error) {
 	if err := putAway(dir); err != nil {
 		return nil, err
 	}
-	if c, err := gossip.LoadCluster(dir); err == nil {
+	t, err := gossip.ParseToken(o.Token)
+	if err != nil {
+		return nil, err
+	}
+	// A token of the same cluster brings back a node that missed a rotation.
+	if c, err := gossip.LoadCluster(dir); err == nil && c.ID != t.ClusterID {
 		return nil, fmt.Errorf("this node already belongs to cluster %s (%s): stop the daemon and remove %s/cluster.json, cluster.secret and state.db first", c.Name, c.ID, dir)
 	}
 	if o.Logger == nil {
@@ -257,7 +262,7 @@ func putAway(dir string) error {
 	}
 	suffix := ".left-" + strconv.FormatInt(time.Now().Unix(), 10)
 	// A secret that lies elsewhere was put there by the operator.
-	for _, f := range []string{"cluster.json", "cluster.secret", "tokens.json", "state.db"} {
+	for _, f := range []string{"cluster.json", "cluster.secret", "keyring.json", "tokens.json", "state.db"} {
 		old := filepath.Join(dir, f)
 		if err := os.Rename(old, old+suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("put away %s: %w", old, err)

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"nodenet/api"
-	"nodenet/gossip"
 	"nodenet/state"
 )
 
@@ -58,9 +57,7 @@ func (n *Node) saveSnapshot(_ context.Context, q api.SnapshotRequest) (*api.Snap
 	}
 	if q.Secret {
 		var err error
-		if h.Secret, err = gossip.ReadSecret(n.cfg.Cluster.Secret); err != nil {
-			return nil, err
-		}
+		h.Secret = n.gossip.Secret()
 		if h.Key, err = os.ReadFile(filepath.Join(n.dir, "node.key")); err != nil {
 			return nil, fmt.Errorf("read node key: %w", err)
 		}
