@@ -81,7 +81,7 @@ func (c *Client) Rotate(ctx context.Context, r RotateRequest, progress func(Rota
 	}
 	for dec := json.NewDecoder(resp.Body); ; {
 		var p Rotation
-		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return last, errors.New("rotate the cluster secret: the daemon stopped; nothing is lost, run it again here or on another node")
 		} else if err != nil {
 			return last, fmt.Errorf("rotate the cluster secret: %w", err)

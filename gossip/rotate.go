@@ -259,7 +259,9 @@ func (g *Gossip) serveSecret(_ context.Context, from state.NodeID, req []byte) (
 		if a.Secret = g.secrets.Load().find(q.Print); a.Secret == nil {
 			return nil, fmt.Errorf("secret %s is not held here", printable(q.Print))
 		}
-		g.log.Info("handed a secret over", "peer", from, "secret", q.Print)
+		if from != g.self {
+			g.log.Info("handed a secret over", "peer", from, "secret", q.Print)
+		}
 	}
 	return frameEnc.Marshal(a)
 }

@@ -272,7 +272,7 @@ func (s *survey) judge(r *rotor) error {
 		s.Step = StepRetire
 	}
 	for _, n := range s.missing {
-		s.Waiting = append(s.Waiting, fmt.Sprintf("%s does not answer: it is %s", n.Name, n.State))
+		s.Waiting = append(s.Waiting, fmt.Sprintf("%s does not answer (seen %s)", n.Name, n.State))
 	}
 	for i := range s.Nodes {
 		if n := &s.Nodes[i]; n.Answered && n.Err != "" {

@@ -71,6 +71,9 @@ func TestWrongSecret(t *testing.T) {
 	wrong, err := os.ReadFile(filepath.Join(other, "cluster.secret"))
 	must(t, err)
 	must(t, os.WriteFile(path, wrong, 0o600))
+	// What the node remembers: with it, another file is a secret to rotate to.
+	ring := filepath.Join(n2.Dir, "state", "keyring.json")
+	must(t, os.Remove(ring))
 	said1, said2 := logSize(n1), logSize(n2)
 	must(t, s.Lab.Start(t.Context(), "node2"))
 	const message = "do not hold the same cluster secret"
@@ -93,6 +96,7 @@ func TestWrongSecret(t *testing.T) {
 
 	kill(t, s, "node2", unix.SIGTERM)
 	must(t, os.WriteFile(path, right, 0o600))
+	must(t, os.Remove(ring))
 	start(t, s, "node2")
 }
 
