@@ -195,11 +195,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	if !g.running.CompareAndSwap(false, true) {
 		return errors.New("run gossip: it ran already")
 	}
-	addr := fmt.Sprintf(":%d", g.o.SyncPort) // both families, where there are two
-	if g.o.Bind.IsValid() && !g.o.Bind.IsUnspecified() {
-		addr = netip.AddrPortFrom(g.o.Bind, g.o.SyncPort).String()
-	}
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	ln, err := g.o.net.listenOn(ctx, g.o.Bind, g.o.SyncPort)
 	if err != nil {
 		return fmt.Errorf("listen on sync port %d: %w: is another nodenet running, or is the address not up yet?", g.o.SyncPort, err)
 	}

@@ -133,15 +133,15 @@ func (g *Gossip) answer(ctx context.Context, raw net.Conn, remote netip.Addr) {
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
 	raw.SetDeadline(time.Now().Add(g.t.handshake))
-	conn := tls.Server(raw, tlsConfig(g.secrets.Load().cert, alpnSync, alpnJoin))
+	conn := g.o.net.server(raw, tlsConfig(g.secrets.Load().cert, alpnSync, alpnJoin))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		g.met.refused.WithLabelValues("tls").Inc()
 		g.log.Debug("TLS handshake on the sync port", "remote", remote, "err", err)
 		return
 	}
-	if conn.ConnectionState().NegotiatedProtocol == alpnJoin {
-		g.answerJoin(conn, remote)
+	if tc, ok := conn.(*tls.Conn); ok && conn.ConnectionState().NegotiatedProtocol == alpnJoin {
+		g.answerJoin(tc, remote)
 		return
 	}
 	id, err := g.secrets.Load().verify(conn.ConnectionState())
@@ -199,16 +199,12 @@ func (l *link) first(f frame) error {
 func (g *Gossip) connect(ctx context.Context, addr string) (*link, error) {
 	hctx, cancel := context.WithTimeout(ctx, g.t.handshake)
 	defer cancel()
-	var d net.Dialer
-	if g.o.Bind.IsValid() && !g.o.Bind.IsUnspecified() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(g.o.Bind, 0))
-	}
 	if g.o.net.allow != nil {
 		if ap, err := netip.ParseAddrPort(addr); err == nil && !g.o.net.allow(ap.Addr()) {
 			return nil, fmt.Errorf("dial %s: %w", addr, errBlocked)
 		}
 	}
-	raw, err := d.DialContext(hctx, "tcp", addr)
+	raw, err := g.o.net.dialFrom(hctx, g.o.Bind, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +214,7 @@ func (g *Gossip) connect(ctx context.Context, addr string) (*link, error) {
 	stop := context.AfterFunc(hctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	raw.SetDeadline(time.Now().Add(g.t.handshake))
-	conn := tls.Client(raw, tlsConfig(g.secrets.Load().cert, alpnSync))
+	conn := g.o.net.client(raw, tlsConfig(g.secrets.Load().cert, alpnSync))
 	if err := conn.HandshakeContext(hctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("TLS handshake with %s: %w: is that nodenet's sync port?", addr, err)
@@ -255,7 +251,7 @@ func (g *Gossip) connect(ctx context.Context, addr string) (*link, error) {
 }
 
 // greet exchanges hellos as the caller.
-func (g *Gossip) greet(conn *tls.Conn, id state.NodeID, addr string) (*link, error) {
+func (g *Gossip) greet(conn secureConn, id state.NodeID, addr string) (*link, error) {
 	b, err := encodeFrame(g.hello(id))
 	if err != nil {
 		return nil, err

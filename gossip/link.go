@@ -3,7 +3,6 @@ package gossip
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -30,7 +29,7 @@ var (
 // dropped, because anti-entropy brings it later.
 type link struct {
 	g        *Gossip
-	conn     *tls.Conn
+	conn     secureConn
 	peer     state.NodeID
 	name     string
 	hello    *hello // the peer's
@@ -60,7 +59,7 @@ type link struct {
 	err    error // why; read after closed
 }
 
-func (g *Gossip) newLink(conn *tls.Conn, peer state.NodeID, h *hello, addr string, outbound bool) *link {
+func (g *Gossip) newLink(conn secureConn, peer state.NodeID, h *hello, addr string, outbound bool) *link {
 	return &link{
 		g: g, conn: conn, peer: peer, name: or(h.Name, peer.Short()), hello: h, addr: addr, outbound: outbound, opened: time.Now(),
 		out: make(chan []byte, queueFrames), calls: map[uint64]chan *response{}, closed: make(chan struct{}), sess: session{peer: peer},

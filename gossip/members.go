@@ -125,15 +125,13 @@ func (g *Gossip) startMembers() (*memberlistNode, error) {
 			bind = netip.IPv6Unspecified()
 		}
 	}
-	nt, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
-		BindAddrs: []string{bind.String()}, BindPort: int(g.o.GossipPort), Logger: logger,
-	})
+	nt, err := g.o.net.members(bind, g.o.GossipPort, logger)
 	if err != nil {
 		return nil, fmt.Errorf("listen on gossip port %d: %w", g.o.GossipPort, err)
 	}
 	c := memberlist.DefaultLANConfig()
 	c.Name = memberName(g.self, g.store.Epoch())
-	c.Transport = &transport{NetTransport: nt, allow: g.o.net.allow}
+	c.Transport = nt
 	c.BindAddr, c.BindPort = bind.String(), int(g.o.GossipPort)
 	c.AdvertiseAddr, c.AdvertisePort = g.o.Advertise.String(), int(g.o.GossipPort)
 	c.Label = g.Cluster().ID
@@ -161,6 +159,9 @@ func (g *Gossip) memberLoop(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-g.named:
+	}
+	if g.o.net.scripted != nil {
+		return g.o.net.scripted(ctx, g)
 	}
 	if !g.alone() {
 		// The first hello may raise the epoch, which goes into the name.
@@ -325,42 +326,6 @@ func (g *Gossip) updateLive(last *map[state.NodeID]state.Live) time.Duration {
 		*last = live
 	}
 	return next
-}
-
-// transport is memberlist's own with the seam for tests in it.
-type transport struct {
-	*memberlist.NetTransport
-	allow func(netip.Addr) bool
-}
-
-func (t *transport) passes(addr string) bool {
-	if t.allow == nil {
-		return true
-	}
-	ap, err := netip.ParseAddrPort(addr)
-	return err != nil || t.allow(ap.Addr().Unmap())
-}
-
-func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
-	return t.WriteToAddress(b, memberlist.Address{Addr: addr})
-}
-
-func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
-	if !t.passes(a.Addr) {
-		return time.Now(), nil // lost on the way
-	}
-	return t.NetTransport.WriteToAddress(b, a)
-}
-
-func (t *transport) DialTimeout(addr string, d time.Duration) (net.Conn, error) {
-	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, d)
-}
-
-func (t *transport) DialAddressTimeout(a memberlist.Address, d time.Duration) (net.Conn, error) {
-	if !t.passes(a.Addr) {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: net.ErrClosed}
-	}
-	return t.NetTransport.DialAddressTimeout(a, d)
 }
 
 // lineLog turns memberlist's log lines into debug records.

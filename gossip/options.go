@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"time"
 
@@ -66,15 +65,6 @@ type Options struct {
 
 	budget int     // of an exchange, bytes; 0: roundBudget
 	net    network // how to reach others; zero: the host's sockets
-}
-
-// network is the seam for tests: every socket that gossip opens passes here.
-type network struct {
-	// allow is asked before each connection and packet, with the other
-	// side's address; nil: everything passes.
-	allow func(remote netip.Addr) bool
-	// wrap sees each stream connection before TLS; nil: none.
-	wrap func(net.Conn) net.Conn
 }
 
 // timings are the durations with their defaults filled in.

@@ -161,6 +161,21 @@ type simListener struct {
 	once sync.Once
 }
 
+// network is the seam through which a Gossip uses the host.
+func (h *simHost) network() network {
+	return network{
+		dial: func(ctx context.Context, addr string) (net.Conn, error) {
+			ap, err := netip.ParseAddrPort(addr)
+			if err != nil {
+				return nil, err
+			}
+			return h.dial(ctx, ap)
+		},
+		listen:    func(port uint16) (net.Listener, error) { return h.listen(port), nil },
+		transport: func(port uint16) (memberlist.NodeAwareTransport, error) { return newSimTransport(h, port), nil },
+	}
+}
+
 func (h *simHost) listen(port uint16) *simListener {
 	l := &simListener{host: h, addr: netip.AddrPortFrom(h.addr, port), in: make(chan net.Conn, 64), done: make(chan struct{})}
 	h.net.mu.Lock()
@@ -267,8 +282,7 @@ type simSegment struct {
 }
 
 func newSimConns(from, to *simHost, port uint16) (dialed, accepted *simConn) {
-	// What accepts sees its peer behind another address: see simSeam.
-	src := netip.AddrPortFrom(simAlias(from.addr), 40000)
+	src := netip.AddrPortFrom(from.addr, 40000)
 	dst := netip.AddrPortFrom(to.addr, port)
 	a := &simConn{local: from, peer: to, laddr: net.TCPAddrFromAddrPort(src), raddr: net.TCPAddrFromAddrPort(dst), poke: make(chan struct{}, 1)}
 	b := &simConn{local: to, peer: from, laddr: a.raddr, raddr: a.laddr, poke: make(chan struct{}, 1)}

@@ -136,6 +136,7 @@ func (n *simNode) now() time.Time { return time.Now().Add(time.Duration(n.skew.L
 // sim is a cluster of simulated nodes inside one synctest bubble.
 type sim struct {
 	rolledBack bool // see doubled
+	plain      bool // no TLS, see plainConn
 	t          *testing.T
 	seed       uint64
 	net        *simNet
@@ -230,7 +231,10 @@ func (n *simNode) start() {
 	}
 	n.restored = false
 	n.alloc = ipam.NewAllocator(n.store)
-	host, store := n.host, n.store
+	store, sockets := n.store, n.host.network()
+	if s.plain {
+		sockets.secure = newPlainConn
+	}
 	logger := slog.New(slog.DiscardHandler)
 	if *simVerbose {
 		logger = slog.New(slog.NewTextHandler(n.text, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -251,7 +255,7 @@ func (n *simNode) start() {
 			s.count("asks served")
 			return state.Encode(out)
 		}},
-		net: simSeam(n.addr),
+		net: sockets,
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -259,7 +263,7 @@ func (n *simNode) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done, n.up = cancel, make(chan error, 1), true
 	g, done := n.g, n.done
-	go func() { done <- simRun(ctx, g, host) }()
+	go func() { done <- g.Run(ctx) }()
 	n.work.Add(1)
 	go func() {
 		defer n.work.Done()
@@ -330,7 +334,7 @@ func (n *simNode) Ask(ctx context.Context, to state.NodeID, q ipam.Ask) ([]state
 	if err != nil {
 		return nil, err
 	}
-	resp, err := simCall(ctx, n.g, n.host, to, "ipam.ask", req)
+	resp, err := n.g.Call(ctx, to, "ipam.ask", req)
 	if err != nil {
 		return nil, err
 	}

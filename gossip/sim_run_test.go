@@ -14,9 +14,9 @@ import (
 )
 
 // The simulator runs the real gossip, state and ipam code of a few nodes in
-// one process: memberlist, TLS streams, replication, the allocator and its
+// one process: memberlist, streams, replication, the allocator and its
 // donations over Gossip.Call. Only sockets, disks and clocks are replaced: by a
-// simNet, a simLog and testing/synctest's virtual time.
+// simNet, a simLog and testing/synctest's virtual time, and in most seeds TLS by a plainConn.
 //
 // A seed fixes the faults, their times, the network's latencies and losses and
 // each node's workload. It does not fix how the Go scheduler interleaves
@@ -30,10 +30,15 @@ var (
 	simSeeds   = flag.Int("sim.seeds", 0, "run this many simulations (0: as many as fit a CI run)")
 	simFirst   = flag.Uint64("sim.first", 1, "the first seed of -sim.seeds")
 	simRounds  = flag.Int("sim.rounds", 2, "faults of one simulation")
+	simTLS     = flag.Bool("sim.tls", false, "TLS in all simulations, not only in one of eight")
 	simVerbose = flag.Bool("sim.log", false, "print the nodes' logs of a simulation that fails")
 )
 
-const simDefaultSeeds = 30
+const (
+	simDefaultSeeds = 30
+	// simTLSPart: one seed of so many runs with real TLS, the others over plainConn.
+	simTLSPart = 8
+)
 
 func TestSim(t *testing.T) {
 	var seeds []uint64
@@ -69,6 +74,7 @@ func TestSim(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				size := []int{3, 2, 3, 4, 5, 3, 4, 5, 3, 7}[seed%10]
 				s := newSim(t, seed, size)
+				s.plain = !*simTLS && seed%simTLSPart != 0
 				defer s.report()
 				defer s.close()
 				for _, n := range s.nodes {
