@@ -13,6 +13,8 @@ import (
 const (
 	retryMin = 200 * time.Millisecond
 	maxDials = 8 // at the same time
+	// refreshPart: for so many targets they are looked up one tick later.
+	refreshPart = 200
 )
 
 // target is an address that a peer may answer at. It is tried for ever.
@@ -33,8 +35,12 @@ func (g *Gossip) dialLoop(ctx context.Context) error {
 	tick := time.NewTicker(min(retryMin, g.t.retry))
 	defer tick.Stop()
 	rotated := time.Now()
+	fresh := 0 // ticks until the targets are looked up again
 	for {
-		g.refreshTargets()
+		if fresh--; fresh <= 0 {
+			// It takes the longer the more there are.
+			fresh = 1 + g.refreshTargets()/refreshPart
+		}
 		rotate := time.Since(rotated) > g.t.rotate
 		if rotate {
 			rotated = time.Now()
@@ -59,13 +65,14 @@ func (g *Gossip) dialLoop(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		case <-g.wakeDial:
+			fresh = 0
 		}
 	}
 }
 
 // refreshTargets brings in the addresses of seeds, of the last run, of node
-// records and of memberlist.
-func (g *Gossip) refreshTargets() {
+// records and of memberlist, and returns how many there are.
+func (g *Gossip) refreshTargets() int {
 	want := map[string]state.NodeID{}
 	left := map[string]bool{}
 	for r, n := range state.All[state.Node](g.store.Snapshot()) {
@@ -117,6 +124,7 @@ func (g *Gossip) refreshTargets() {
 			delete(g.targets, addr)
 		}
 	}
+	return len(g.targets)
 }
 
 // due picks the addresses to dial now and marks them.

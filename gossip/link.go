@@ -16,6 +16,7 @@ import (
 const (
 	queueFrames = 1024
 	queueBytes  = 16 << 20
+	linkBuffer  = 16 << 10 // each way: a TLS record's worth
 )
 
 var (
@@ -44,7 +45,11 @@ type link struct {
 	heard  atomic.Int64 // time.Time of the last frame, as monotonic offset from opened
 	equal  atomic.Int64 // likewise: when both sides were last seen equal
 	rtt    atomic.Int64
-	sess   session // the reader's own
+	sess   session   // the reader's own
+	asked  time.Time // likewise: when a gap in a push led to an exchange
+
+	box     outbox
+	offered chan struct{} // signalled when there is something in the box
 
 	pingMu sync.Mutex
 	pingID uint64
@@ -62,7 +67,8 @@ type link struct {
 func (g *Gossip) newLink(conn secureConn, peer state.NodeID, h *hello, addr string, outbound bool) *link {
 	return &link{
 		g: g, conn: conn, peer: peer, name: or(h.Name, peer.Short()), hello: h, addr: addr, outbound: outbound, opened: time.Now(),
-		out: make(chan []byte, queueFrames), calls: map[uint64]chan *response{}, closed: make(chan struct{}), sess: session{peer: peer},
+		out: make(chan []byte, queueFrames), offered: make(chan struct{}, 1), calls: map[uint64]chan *response{}, closed: make(chan struct{}),
+		sess: session{peer: peer},
 	}
 }
 
@@ -121,7 +127,7 @@ func (l *link) run(ctx context.Context) error {
 }
 
 func (l *link) write(ctx context.Context) {
-	w := bufio.NewWriterSize(l.conn, 64<<10)
+	w := bufio.NewWriterSize(l.conn, linkBuffer)
 	tick := time.NewTicker(l.g.t.ping)
 	defer tick.Stop()
 	put := func(b []byte) error {
@@ -131,9 +137,27 @@ func (l *link) write(ctx context.Context) {
 		l.g.met.bytes.WithLabelValues("out").Add(float64(len(b)))
 		return err
 	}
+	hold := time.NewTimer(time.Hour)
+	hold.Stop()
+	defer hold.Stop()
+	var pushed time.Time
 	l.ping()
 	for {
 		select {
+		case <-l.offered:
+			hold.Reset(l.pushing(pushed))
+		case <-hold.C:
+			pushed = time.Now()
+			if b := l.pushed(); b != nil {
+				err := put(b)
+				if err == nil {
+					err = w.Flush()
+				}
+				if err != nil {
+					l.close(fmt.Errorf("send: %w", err))
+					return
+				}
+			}
 		case <-ctx.Done():
 			l.close(nil)
 			return
@@ -194,7 +218,7 @@ func (l *link) pong(id uint64) {
 }
 
 func (l *link) read(ctx context.Context) error {
-	r := bufio.NewReaderSize(l.conn, 64<<10)
+	r := bufio.NewReaderSize(l.conn, linkBuffer)
 	for {
 		l.conn.SetReadDeadline(time.Now().Add(l.g.t.keepalive))
 		f, n, err := readFrame(r, MaxFrame)
@@ -245,7 +269,16 @@ func (l *link) handle(ctx context.Context, f frame) error {
 // replicate gives a frame to the protocol and does what comes out.
 func (l *link) replicate(f frame) {
 	g := l.g
+	if p, ok := f.(*push); ok {
+		if p = l.novel(p); p == nil {
+			return
+		}
+		f = p
+	}
 	o := g.rep.handle(&l.sess, f)
+	if _, ok := f.(*push); ok && len(o.reply) > 0 && !l.mayAsk() {
+		o.reply = nil
+	}
 	for _, r := range o.reply {
 		if err := l.send(r); err != nil {
 			// The exchange breaks off; the next one takes over from there.

@@ -143,6 +143,7 @@ func (g *Gossip) startMembers() (*memberlistNode, error) {
 	c.GossipInterval = min(200*time.Millisecond, g.t.probe)
 	c.TCPTimeout = 4 * g.t.probe
 	c.Delegate, c.Events, c.Ping = ev, ev, ev
+	c.EnableCompression = !g.o.net.uncompressed
 	c.Logger = logger
 	ml, err := memberlist.Create(c)
 	if err != nil {

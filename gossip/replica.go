@@ -23,7 +23,7 @@ const (
 	roundBudget   = 1 << 20   // bytes that one side sends in one exchange
 	chunkBytes    = 256 << 10 // wanted size of a frame with records
 	chunkRecords  = 512
-	forwardLimit  = 64 // records: more than that is left to anti-entropy
+	forwardLimit  = 256 // records: more than that is left to anti-entropy
 	maxPendingSet = 64 << 20
 )
 

@@ -233,7 +233,7 @@ func (n *simNode) start() {
 	n.alloc = ipam.NewAllocator(n.store)
 	store, sockets := n.store, n.host.network()
 	if s.plain {
-		sockets.secure = newPlainConn
+		sockets.secure, sockets.uncompressed = newPlainConn, true
 	}
 	logger := slog.New(slog.DiscardHandler)
 	if *simVerbose {

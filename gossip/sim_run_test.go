@@ -56,7 +56,7 @@ func TestSim(t *testing.T) {
 		seeds = []uint64{*simSeed}
 	}
 	// Many small worlds that soon are garbage: less collecting, more running.
-	gc := debug.SetGCPercent(400)
+	gc := debug.SetGCPercent(1200)
 	var mu sync.Mutex
 	total, slowest := map[string]int{}, time.Duration(0)
 	var virtual time.Duration

@@ -4,15 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
-
-	"nodenet/state"
-)
-
-const (
-	fanout  = 6  // copies of a push that one node sends
-	maxSent = 64 // node IDs named in a push
 )
 
 // syncLoop compares digests with a random peer.
@@ -36,75 +28,6 @@ func (g *Gossip) syncAll() {
 	for _, l := range g.someLinks() {
 		l.startSync()
 	}
-}
-
-// pushLoop sends our own changes as soon as they are visible. What comes from
-// peers is forwarded where it is merged, see link.replicate.
-func (g *Gossip) pushLoop(ctx context.Context) error {
-	feed := g.store.Subscribe()
-	defer feed.Close()
-	mark := g.store.Snapshot().Head(g.self).Mark
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-feed.C():
-		}
-		// A moment for what comes with it: one frame instead of ten.
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(g.t.push):
-		}
-		changed, all, sn := feed.Take()
-		var p push
-		if head := sn.Head(g.self).Mark; head.Compare(mark) > 0 {
-			d := sn.Delta(g.self, mark, chunkRecords)
-			if d.Replace || d.To != head || sizeOf(d.Records) > chunkBytes {
-				all = true
-			} else {
-				p.Deltas = []state.Delta{d}
-			}
-			mark = head
-		}
-		for _, r := range changed {
-			if r.ID.Class != state.Owner && r.Version.Node == g.self {
-				p.Records = append(p.Records, r)
-			}
-		}
-		if len(p.Records) > chunkRecords || sizeOf(p.Records) > chunkBytes {
-			all = true
-		}
-		switch {
-		case all:
-			g.syncAll()
-		case len(p.Deltas)+len(p.Records) > 0:
-			g.forward(&p, "")
-		}
-	}
-}
-
-// forward sends a push to a few peers that do not have it yet.
-func (g *Gossip) forward(p *push, from state.NodeID) {
-	var to []*link
-	sent := append(slices.Clone(p.Sent), g.self)
-	for _, l := range g.someLinks() {
-		if l.peer != from && !slices.Contains(p.Sent, l.peer) && len(to) < fanout {
-			to = append(to, l)
-			sent = append(sent, l.peer)
-		}
-	}
-	if len(to) == 0 {
-		return
-	}
-	if len(sent) > maxSent {
-		sent = sent[len(sent)-maxSent:]
-	}
-	f := &push{Deltas: p.Deltas, Records: p.Records, Sent: sent}
-	for _, l := range to {
-		l.send(f)
-	}
-	g.met.pushes.Inc()
 }
 
 // Leave makes sure that at least one peer holds everything that we hold, tells
