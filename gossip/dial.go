@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"nodenet/state"
@@ -13,8 +14,8 @@ import (
 const (
 	retryMin = 200 * time.Millisecond
 	maxDials = 8 // at the same time
-	// refreshPart: for so many targets they are looked up one tick later.
-	refreshPart = 200
+	// refreshPart: for so many targets they are looked through one tick later.
+	refreshPart = 50
 )
 
 // target is an address that a peer may answer at. It is tried for ever.
@@ -35,17 +36,29 @@ func (g *Gossip) dialLoop(ctx context.Context) error {
 	tick := time.NewTicker(min(retryMin, g.t.retry))
 	defer tick.Stop()
 	rotated := time.Now()
-	fresh := 0 // ticks until the targets are looked up again
+	idle := 0 // ticks until the targets are looked through again
 	for {
-		if fresh--; fresh <= 0 {
-			// It takes the longer the more there are.
-			fresh = 1 + g.refreshTargets()/refreshPart
+		if idle--; idle > 0 {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+				continue
+			case <-g.wakeDial:
+			}
 		}
+		targets := g.refreshTargets()
 		rotate := time.Since(rotated) > g.t.rotate
 		if rotate {
 			rotated = time.Now()
 		}
-		for _, addr := range g.due(rotate) {
+		addrs, full := g.due(rotate)
+		idle = 0
+		if full {
+			// It takes the longer the more there are.
+			idle = targets / refreshPart
+		}
+		for _, addr := range addrs {
 			select {
 			case slots <- struct{}{}:
 			default:
@@ -65,7 +78,7 @@ func (g *Gossip) dialLoop(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		case <-g.wakeDial:
-			fresh = 0
+			idle = 0
 		}
 	}
 }
@@ -127,8 +140,9 @@ func (g *Gossip) refreshTargets() int {
 	return len(g.targets)
 }
 
-// due picks the addresses to dial now and marks them.
-func (g *Gossip) due(rotate bool) []string {
+// due picks the addresses to dial now and marks them; full says that there are
+// links enough.
+func (g *Gossip) due(rotate bool) (out []string, full bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
@@ -138,47 +152,61 @@ func (g *Gossip) due(rotate bool) []string {
 			others++
 		}
 	}
-	full := others > maxMesh && len(g.links) >= maxMesh
-	var out, spare []string
+	full = others > maxMesh && len(g.links) >= maxMesh
+	var lost, spare []string
+	dialing := 0
 	for addr, t := range g.targets {
+		if t.dialing {
+			dialing++
+		}
 		switch {
 		case t.self || t.dialing || now.Before(t.next):
 		case g.links[t.id] != nil || g.links[t.answered] != nil:
-		case !full || t.id != "" && g.track.live[t.id].State != state.Alive && g.track.live[t.id].State != state.Suspect:
-			// In a large cluster too, whoever seems lost is tried: the other
-			// side of a partition is found again this way.
+		case !full:
 			out = append(out, addr)
+		case t.id != "" && g.track.live[t.id].State != state.Alive && g.track.live[t.id].State != state.Suspect:
+			lost = append(lost, addr)
 		default:
 			spare = append(spare, addr)
 		}
 	}
-	if full && rotate && len(spare) > 0 {
-		// One new partner from time to time, and one old one less, so that no
+	if others > maxMesh && !full {
+		// As many as are missing: what is dialed beyond that is soon closed again.
+		rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+		out = out[:min(len(out), max(0, maxMesh-len(g.links)-dialing))]
+	}
+	if len(lost) > 0 {
+		// In a large cluster too, whoever seems lost is tried: the other side of
+		// a partition is found again this way. One at a time, or a node that
+		// starts would dial all that it has not heard of yet.
+		out = append(out, lost[rand.IntN(len(lost))])
+	}
+	if full && rotate {
+		// One new partner from time to time, and old ones less, so that no
 		// clique keeps to itself.
-		out = append(out, spare[rand.IntN(len(spare))])
-		g.pruneOldest()
+		if len(spare) > 0 {
+			out = append(out, spare[rand.IntN(len(spare))])
+		}
+		g.prune()
 	}
 	for _, addr := range out {
 		g.targets[addr].dialing = true
 	}
-	return out
+	return out, full
 }
 
-// pruneOldest closes the longest-lived link that we dialed when there are more
-// than a mesh; g.mu is held.
-func (g *Gossip) pruneOldest() {
-	var oldest *link
-	n := 0
+// prune closes as many of the longest-lived links that we dialed as there are
+// links beyond a mesh: each one costs both sides its keepalive. g.mu is held.
+func (g *Gossip) prune() {
+	var ours []*link
 	for _, l := range g.links {
-		if !l.outbound {
-			continue
-		}
-		if n++; oldest == nil || l.opened.Before(oldest.opened) {
-			oldest = l
+		if l.outbound {
+			ours = append(ours, l)
 		}
 	}
-	if n > maxMesh {
-		go oldest.close(nil)
+	slices.SortFunc(ours, func(a, b *link) int { return a.opened.Compare(b.opened) })
+	for _, l := range ours[:min(len(ours), len(g.links)-maxMesh)] {
+		go l.close(nil)
 	}
 }
 

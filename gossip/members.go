@@ -266,6 +266,7 @@ func (g *Gossip) liveLoop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var last map[state.NodeID]state.Live
+	nodes := nodesOf(g.store.Snapshot())
 	for {
 		select {
 		case <-ctx.Done():
@@ -273,33 +274,44 @@ func (g *Gossip) liveLoop(ctx context.Context) error {
 		case <-timer.C:
 		case <-g.wakeLive:
 		case <-feed.C():
-			changed, all, _ := feed.Take()
+			changed, all, sn := feed.Take()
 			for i := 0; !all && i < len(changed); i++ {
 				all = changed[i].ID.Kind == state.KindNode
 			}
 			if !all {
 				continue
 			}
+			nodes = nodesOf(sn)
 		}
-		next := g.updateLive(&last)
+		next := g.updateLive(nodes, &last)
 		timer.Reset(next)
 	}
 }
 
-func (g *Gossip) updateLive(last *map[state.NodeID]state.Live) time.Duration {
-	sn := g.store.Snapshot()
-	var known []state.NodeID
-	left := map[state.NodeID]bool{}
-	names := map[state.NodeID]string{}
+// nodeList is what liveLoop wants of the node records.
+type nodeList struct {
+	known []state.NodeID
+	left  map[state.NodeID]bool
+	names map[state.NodeID]string
+}
+
+func nodesOf(sn *state.Snapshot) *nodeList {
+	l := &nodeList{left: map[state.NodeID]bool{}, names: map[state.NodeID]string{}}
 	for r, n := range state.All[state.Node](sn) {
-		known = append(known, r.ID.Owner)
-		left[r.ID.Owner] = n.Left
-		names[r.ID.Owner] = n.Name
+		l.known = append(l.known, r.ID.Owner)
+		if n.Left {
+			l.left[r.ID.Owner] = true
+		}
+		l.names[r.ID.Owner] = n.Name
 	}
+	return l
+}
+
+func (g *Gossip) updateLive(nodes *nodeList, last *map[state.NodeID]state.Live) time.Duration {
 	heard := g.heardOf()
 	g.mu.Lock()
 	wasFrozen := g.track.freeze != nil
-	live, next := g.track.compute(time.Now(), known, left, heard)
+	live, next := g.track.compute(time.Now(), nodes.known, nodes.left, heard)
 	frozen := g.track.freeze != nil
 	g.mu.Unlock()
 	changed := len(live) != len(*last)
@@ -310,9 +322,9 @@ func (g *Gossip) updateLive(last *map[state.NodeID]state.Live) time.Duration {
 		}
 		changed = true
 		if id != g.self && old.State != l.State {
-			g.log.Info("node "+l.State.String(), "peer", or(names[id], id.Short()), "node", id)
+			g.log.Info("node "+l.State.String(), "peer", or(nodes.names[id], id.Short()), "node", id)
 		} else if ok && old.Serving && !l.Serving {
-			g.log.Warn("node withdrawn from answers and backends", "peer", or(names[id], id.Short()), "node", id, "state", l.State.String())
+			g.log.Warn("node withdrawn from answers and backends", "peer", or(nodes.names[id], id.Short()), "node", id, "state", l.State.String())
 		}
 	}
 	if frozen != wasFrozen {

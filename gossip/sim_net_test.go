@@ -33,6 +33,24 @@ type simNet struct {
 	paths   map[[2]netip.Addr]*simPath
 	packets int
 	lost    int
+	loss    float64 // of new paths; negative: some at random
+	sent    simTraffic
+}
+
+// simTraffic is what went out of all hosts.
+type simTraffic struct {
+	frames, segments, packets int // writes to streams, TCP segments of 1448 bytes, datagrams
+	streamBytes, packetBytes  int
+}
+
+// wire is the traffic in bytes of IP packets: with TLS's 22 bytes a record and
+// IP and TCP headers of 52 bytes, and an ACK of its own for every other segment.
+func (s simTraffic) wire() int {
+	return s.streamBytes + 22*s.frames + 52*s.segments + 26*s.segments + s.packetBytes + 28*s.packets
+}
+
+func (s simTraffic) minus(o simTraffic) simTraffic {
+	return simTraffic{s.frames - o.frames, s.segments - o.segments, s.packets - o.packets, s.streamBytes - o.streamBytes, s.packetBytes - o.packetBytes}
 }
 
 // simPath is what happens to traffic from one host to another.
@@ -58,7 +76,7 @@ type simHost struct {
 }
 
 func newSimNet(seed uint64) *simNet {
-	return &simNet{seed: seed, changed: make(chan struct{}), hosts: map[netip.Addr]*simHost{}, paths: map[[2]netip.Addr]*simPath{}}
+	return &simNet{seed: seed, loss: -1, changed: make(chan struct{}), hosts: map[netip.Addr]*simHost{}, paths: map[[2]netip.Addr]*simPath{}}
 }
 
 // host brings up a machine at an address, with nothing listening yet.
@@ -84,12 +102,25 @@ func (n *simNet) path(from, to netip.Addr) *simPath {
 		if p.rng.IntN(4) == 0 {
 			p.loss = 0.05 * p.rng.Float64()
 		}
+		if n.loss >= 0 {
+			p.loss = n.loss
+		}
 		n.paths[k] = p
 	}
 	return p
 }
 
 func (p *simPath) delay() time.Duration { return p.latency + rand0(p.rng, p.jitter) }
+
+// segment is how long a stream's segment takes: one that is lost comes again
+// after a retransmission timeout (RFC 6298; 200 ms at least on Linux).
+func (p *simPath) segment() time.Duration {
+	d := p.delay()
+	for rto := 200 * time.Millisecond; p.loss > 0 && rto < 10*time.Second && p.rng.Float64() < p.loss; rto *= 2 {
+		d += rto
+	}
+	return d
+}
 
 func rand0(r *rand.Rand, d time.Duration) time.Duration {
 	if d <= 0 {
@@ -298,7 +329,12 @@ func newSimConns(from, to *simHost, port uint16) (dialed, accepted *simConn) {
 func (c *simConn) put(data []byte, end error) {
 	n := c.local.net
 	n.mu.Lock()
-	at := time.Now().Add(n.path(c.local.addr, c.peer.addr).delay())
+	at := time.Now().Add(n.path(c.local.addr, c.peer.addr).segment())
+	if len(data) > 0 {
+		n.sent.frames += (len(data) + 16383) / 16384
+		n.sent.segments += (len(data) + 1447) / 1448
+		n.sent.streamBytes += len(data)
+	}
 	n.mu.Unlock()
 	o := c.other
 	o.mu.Lock()
@@ -489,6 +525,8 @@ func (t *simTransport) WriteTo(b []byte, addr string) (time.Time, error) {
 	defer n.mu.Unlock()
 	p := n.path(h.addr, ap.Addr())
 	n.packets++
+	n.sent.packets++
+	n.sent.packetBytes += len(data)
 	if h.down || p.noPackets || p.rng.Float64() < p.loss {
 		n.lost++
 		return now, nil
