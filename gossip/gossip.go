@@ -150,7 +150,7 @@ func New(o Options) (*Gossip, error) {
 		return nil, fmt.Errorf("set up gossip: %w", err)
 	}
 	g.track = newTracker(g.self, g.t, time.Now())
-	g.rep = replica{tables: o.Store, budget: o.budget, fresh: g.fresh}
+	g.rep.tables, g.rep.budget, g.rep.fresh = o.Store, o.budget, g.fresh
 	var err error
 	if g.tokens, err = loadTokens(o.StateDir); err != nil {
 		// Losing them costs a new token, not starting costs the node.

@@ -35,6 +35,7 @@ type simNet struct {
 	lost    int
 	loss    float64 // of new paths; negative: some at random
 	sent    simTraffic
+	members simTraffic // of it, memberlist's
 }
 
 // simTraffic is what went out of all hosts.
@@ -47,6 +48,12 @@ type simTraffic struct {
 // IP and TCP headers of 52 bytes, and an ACK of its own for every other segment.
 func (s simTraffic) wire() int {
 	return s.streamBytes + 22*s.frames + 52*s.segments + 26*s.segments + s.packetBytes + 28*s.packets
+}
+
+func (s *simTraffic) stream(k int) {
+	s.frames += (k + 16383) / 16384
+	s.segments += (k + 1447) / 1448
+	s.streamBytes += k
 }
 
 func (s simTraffic) minus(o simTraffic) simTraffic {
@@ -298,6 +305,7 @@ type simConn struct {
 	raddr       net.Addr
 	other       *simConn
 	poke        chan struct{} // the reader looks again
+	membership  bool          // memberlist's
 
 	mu       sync.Mutex
 	in       []simSegment // what the other end wrote
@@ -318,6 +326,8 @@ func newSimConns(from, to *simHost, port uint16) (dialed, accepted *simConn) {
 	a := &simConn{local: from, peer: to, laddr: net.TCPAddrFromAddrPort(src), raddr: net.TCPAddrFromAddrPort(dst), poke: make(chan struct{}, 1)}
 	b := &simConn{local: to, peer: from, laddr: a.raddr, raddr: a.laddr, poke: make(chan struct{}, 1)}
 	a.other, b.other = b, a
+	a.membership = port == DefaultGossipPort
+	b.membership = a.membership
 	n := from.net
 	n.mu.Lock()
 	from.conns[a], to.conns[b] = true, true
@@ -330,10 +340,11 @@ func (c *simConn) put(data []byte, end error) {
 	n := c.local.net
 	n.mu.Lock()
 	at := time.Now().Add(n.path(c.local.addr, c.peer.addr).segment())
-	if len(data) > 0 {
-		n.sent.frames += (len(data) + 16383) / 16384
-		n.sent.segments += (len(data) + 1447) / 1448
-		n.sent.streamBytes += len(data)
+	if k := len(data); k > 0 {
+		n.sent.stream(k)
+		if c.membership {
+			n.members.stream(k)
+		}
 	}
 	n.mu.Unlock()
 	o := c.other
@@ -527,6 +538,8 @@ func (t *simTransport) WriteTo(b []byte, addr string) (time.Time, error) {
 	n.packets++
 	n.sent.packets++
 	n.sent.packetBytes += len(data)
+	n.members.packets++
+	n.members.packetBytes += len(data)
 	if h.down || p.noPackets || p.rng.Float64() < p.loss {
 		n.lost++
 		return now, nil
