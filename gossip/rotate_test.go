@@ -100,13 +100,16 @@ func TestRotateUnderLoad(t *testing.T) {
 	}
 	stop, done := make(chan struct{}), make(chan int)
 	go func() {
-		i := 0
-		for ; ; i++ {
+		// Steady, not as much as the machine can do: starved, nobody answers
+		// a probe in time.
+		pace := time.NewTicker(2 * time.Millisecond)
+		defer pace.Stop()
+		for i := 0; ; i++ {
 			select {
 			case <-stop:
 				done <- i
 				return
-			default:
+			case <-pace.C:
 				ns[i%3].write(name(fmt.Sprintf("host%d", i%50)), clusterName(fmt.Sprintf("svc%d", i)))
 			}
 		}
