@@ -27,15 +27,85 @@ func (c *Changes) None() bool {
 
 // Since returns what differs from an older view of the same tables. Its cost
 // is that of the changes between the two. When old is nil, or too old for the
-// changes to be remembered still, everything may differ (Changes.All).
+// changes to be remembered still, everything may differ (Changes.All). Views
+// that NewView made are compared as a whole.
 func (v *View) Since(old *View) *Changes {
-	if old == v {
+	switch {
+	case old == v:
 		return &Changes{}
-	}
-	if old == nil {
+	case old != nil && old.deriver == nil && v.deriver == nil:
+		return v.compare(old)
+	case old == nil || old.deriver != v.deriver:
 		return &Changes{All: true}
 	}
-	return v.compare(old)
+	// Back to the view that both came from: what neither changed since is equal.
+	i, j := len(v.steps), len(old.steps)
+	for at, was := v.Rev, old.Rev; at != was; {
+		switch {
+		case at > was && i > 0:
+			i--
+			at = v.steps[i].from
+		case at < was && j > 0:
+			j--
+			was = old.steps[j].from
+		default:
+			return &Changes{All: true}
+		}
+	}
+	c := &Changes{}
+	endpoints, services := map[endpointRef]bool{}, map[string]bool{}
+	for _, s := range slices.Concat(v.steps[i:], old.steps[j:]) {
+		c.Nodes, c.Networks, c.Publishes = c.Nodes || s.Nodes, c.Networks || s.Networks, c.Publishes || s.Publishes
+		c.Names, c.Conflicts = c.Names || s.Names, c.Conflicts || s.Conflicts
+		for _, ref := range s.endpoints {
+			if was, is := old.find(ref), v.find(ref); was != is && !endpoints[ref] {
+				endpoints[ref] = true
+				c.Endpoints = append(c.Endpoints, Change[EndpointView]{was, is})
+			}
+		}
+		for _, key := range s.services {
+			if was, is := old.Service(key), v.Service(key); was != is && !services[key] {
+				services[key] = true
+				c.Services = append(c.Services, Change[ServiceView]{was, is})
+			}
+		}
+	}
+	slices.SortFunc(c.Endpoints, func(a, b Change[EndpointView]) int { return byOwner(a.either(), b.either()) })
+	slices.SortFunc(c.Services, func(a, b Change[ServiceView]) int { return byServiceKey(a.either(), b.either()) })
+	return c
+}
+
+func (c Change[T]) either() *T {
+	if c.New != nil {
+		return c.New
+	}
+	return c.Old
+}
+
+const (
+	// keptSteps and keptRefs bound what a view remembers of its past.
+	keptSteps = 256
+	keptRefs  = 16384
+)
+
+// step is what changed from one view to the next, by name.
+type step struct {
+	from, to                                     uint64
+	Nodes, Networks, Publishes, Names, Conflicts bool
+	endpoints                                    []endpointRef
+	services                                     []string
+}
+
+// addStep returns the steps with one more, as many of the last as are kept.
+func addStep(steps []*step, s *step) []*step {
+	out := append(slices.Clone(steps[max(0, len(steps)-keptSteps+1):]), s)
+	refs := 0
+	for i := len(out) - 1; i >= 0; i-- {
+		if refs += len(out[i].endpoints) + len(out[i].services); refs > keptRefs {
+			return slices.Clone(out[i+1:])
+		}
+	}
+	return out
 }
 
 // compare finds what differs by looking at everything.

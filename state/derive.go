@@ -2,350 +2,315 @@ package state
 
 import (
 	"cmp"
-	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 )
 
-// derive computes a View from scratch. It is pure: the same snapshot gives
-// the same view on every node, but for what is marked as self's.
+// derive computes a view from scratch: everything is new. The same snapshot
+// gives the same view on every node, but for what is marked as self's.
 func derive(sn *Snapshot) *View {
-	v := NewView(View{Rev: sn.rev, Self: sn.self}, nil, nil)
-	v.deriveNodes(sn)
-	v.deriveNetworks(sn)
-	v.deriveEndpoints(sn)
-	v.deriveServices(sn)
-	v.deriveNames(sn)
-	for r, p := range All[Publish](sn) {
-		if r.ID.Owner == sn.self {
-			v.Publishes = append(v.Publishes, *p)
+	edits := make([]edit, 0, sn.tables.ids.len())
+	for r := range sn.tables.ids.all() {
+		if !r.Deleted {
+			edits = append(edits, edit{new: r})
 		}
 	}
-	v.Conflicts = append(v.Conflicts, sn.Conflicts()...)
+	v := emptyView(sn.self).next(sn, edits)
+	v.steps = nil // it says nothing of what is not there any more
 	return v
 }
 
-func (v *View) deriveNodes(sn *Snapshot) {
-	gone := sn.Gone()
-	for r, n := range All[Node](sn) {
-		live, known := sn.live[r.ID.Owner]
-		nv := NodeView{ID: r.ID.Owner, Node: *n, State: live.State, Since: live.Since, Serving: live.Serving}
-		switch {
-		case r.ID.Owner == sn.self:
-			nv.Self, nv.State, nv.Serving = true, Alive, true
-		case n.Left || live.State == Left || gone.Node(r.ID.Owner):
-			continue
-		case !known:
-			// Nothing heard since start: what was saved holds until told otherwise.
-			nv.Serving = true
-		}
-		v.Nodes = append(v.Nodes, nv)
-	}
-	slices.SortFunc(v.Nodes, func(a, b NodeView) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
-	})
-	for i := range v.Nodes {
-		n := &v.Nodes[i]
-		v.nodeByID[n.ID] = n
-		if i > 0 && n.Name == v.Nodes[i-1].Name {
-			v.Conflicts = append(v.Conflicts, Conflict{
-				What: "node " + n.Name, Winner: v.Nodes[i-1].ID.Short(), Loser: n.ID.Short(),
-				Detail: "two nodes have the same name: set `node { name … }` on one of them",
-			})
-		}
-	}
-	for r, b := range All[Block](sn) {
-		if n := v.nodeByID[r.ID.Owner]; n != nil && !gone.Record(&r) {
-			n.Blocks = append(n.Blocks, *b)
-		}
-	}
-	for i := range v.Nodes {
-		slices.SortFunc(v.Nodes[i].Blocks, func(a, b Block) int {
-			return cmp.Or(strings.Compare(a.Network, b.Network), a.Prefix.Addr().Compare(b.Prefix.Addr()))
-		})
-	}
+func emptyView(self NodeID) *View {
+	v := NewView(View{Self: self}, nil, nil)
+	v.labels, v.selectors, v.claims = newTree(byLabel), newTree(compareSelectors), newTree(compareClaims)
+	v.declared, v.names = newTree(compareDeclared), newTree(compareNames)
+	return v
 }
 
-func (v *View) deriveNetworks(sn *Snapshot) {
-	own := map[string]*NetworkView{}
-	for r, n := range All[Network](sn) {
-		if r.ID.Owner == sn.self {
-			own[n.Name] = &NetworkView{Network: *n}
+// derivation is the making of one view from the one before it. Each step looks
+// at what is noted for it, replaces what differs, and notes for the later
+// steps what depends on that; so the order of the steps is that of what
+// depends on what: nodes, networks, endpoints, services.
+type derivation struct {
+	*View // the view in the making
+	old   *View
+	sn    *Snapshot
+
+	nodes     map[NodeID]bool // to be looked at again
+	owners    map[NodeID]bool // all their endpoints are to be looked at, and the services behind them
+	servers   map[NodeID]bool // the same, for leases that the old view may not show
+	endpoints map[endpointRef]bool
+	services  map[string]bool // by key
+	vips      map[netip.Addr]bool
+	gone      bool // a node was forgotten, or a forgotten one wrote
+	networks  bool
+	publishes bool
+	contested bool // the conflicts of a kind changed
+
+	changed step
+}
+
+// step returns what was changed.
+func (d *derivation) step() *step {
+	d.changed.from, d.changed.to = d.old.Rev, d.Rev
+	return &d.changed
+}
+
+// endpointRef names what an endpoint of the view is made of: a node's endpoint
+// record, or a lease that the node gave.
+type endpointRef struct {
+	owner NodeID
+	key   string // of the record
+	lease bool
+}
+
+// next returns the view of a newer snapshot. The edits are all that happened
+// to records since; what they say is the order and the old values, the new
+// ones are the snapshot's. Whoever calls holds the deriver's mutex: old trees
+// are cloned.
+func (v *View) next(sn *Snapshot, edits []edit) *View {
+	now := *v
+	now.Rev, now.deriver = sn.rev, nil
+	d := &derivation{
+		View: &now, old: v, sn: sn,
+		nodes: map[NodeID]bool{}, owners: map[NodeID]bool{}, servers: map[NodeID]bool{},
+		endpoints: map[endpointRef]bool{}, services: map[string]bool{}, vips: map[netip.Addr]bool{},
+	}
+	d.sort(edits)
+	d.liveness()
+	d.goneNodes()
+	d.nodesStep()
+	d.networksStep()
+	d.endpointsStep()
+	d.servicesStep()
+	if d.publishes {
+		d.publishesStep()
+	}
+	d.conflictsStep()
+	now.steps = addStep(v.steps, d.step())
+	return &now
+}
+
+// sort notes for each step what the edits mean for it.
+func (d *derivation) sort(edits []edit) {
+	var declared, names bool
+	for _, e := range edits {
+		switch e.new.ID.Kind {
+		case KindService:
+			declared = true
+		case KindName:
+			names = true
 		}
 	}
-	for r, n := range All[Network](sn) {
-		mine := own[n.Name]
-		peer := v.nodeByID[r.ID.Owner]
-		if mine == nil || peer == nil || peer.Self || n.Local() && mine.Local() {
-			continue
-		}
-		if why := networkDiff(&mine.Network, n); why != "" {
-			v.Conflicts = append(v.Conflicts, Conflict{
-				What: "network " + n.Name, Winner: "this node's definition", Loser: peer.Name,
-				Detail: why + ": make the Nodefiles agree",
-			})
-		}
+	if declared {
+		d.declared = d.declared.clone()
 	}
-	self := v.nodeByID[sn.self]
-	for _, name := range slices.Sorted(maps.Keys(own)) {
-		n := own[name]
-		if n.Local() {
-			n.Own = []netip.Prefix{n.Prefix}
-		} else if self != nil {
-			for _, b := range self.Blocks {
-				if b.Network == name {
-					n.Own = append(n.Own, b.Prefix)
+	if names {
+		d.View.names = d.View.names.clone()
+	}
+	for _, e := range edits {
+		id := e.new.ID
+		switch id.Kind {
+		case KindNode:
+			d.nodes[id.Owner] = true
+			if _, ok := d.old.gone.epochs[id.Owner]; ok {
+				d.gone = true
+			}
+		case KindBlock:
+			d.nodes[id.Owner] = true
+		case KindForgotten:
+			d.gone = true
+			d.nodes[NodeID(id.Key)], d.owners[NodeID(id.Key)] = true, true
+		case KindNetwork:
+			d.networks = true
+			was, is := local(e.old), local(e.new)
+			if was != is {
+				d.owners[id.Owner], d.servers[id.Owner] = true, true
+			}
+		case KindEndpoint:
+			d.endpoints[endpointRef{owner: id.Owner, key: id.Key}] = true
+		case KindLease:
+			for _, r := range []*Record{e.old, e.new} {
+				if l, ok := valueOf[LeaseValue](r); ok {
+					d.endpoints[endpointRef{l.Server, id.Key, true}] = true
 				}
 			}
+		case KindService:
+			d.services[id.Key] = true
+			d.declare(e)
+		case KindBackend:
+			for _, r := range []*Record{e.old, e.new} {
+				if b, ok := valueOf[Backend](r); ok {
+					d.services[b.Namespace+"/"+b.Service] = true
+				}
+			}
+		case KindVIP:
+			d.services[id.Key] = true
+		case KindHealth:
+			// "<namespace>/<service>/<endpoint ID>"; the ID may hold slashes.
+			if ns, rest, ok := strings.Cut(id.Key, "/"); ok {
+				name, _, _ := strings.Cut(rest, "/")
+				d.services[ns+"/"+name] = true
+			}
+		case KindName:
+			d.changed.Names = d.nameStep(e) || d.changed.Names
+		case KindPublish:
+			d.publishes = d.publishes || id.Owner == d.Self
 		}
-		v.Networks = append(v.Networks, *n)
+	}
+	if d.changed.Names {
+		d.collectNames()
 	}
 }
 
-// networkDiff names the first thing in which two definitions cannot work together.
-func networkDiff(a, b *Network) string {
+// valueOf returns the value of a record, which may be nil or a tombstone.
+func valueOf[T any](r *Record) (*T, bool) {
+	if r == nil || r.Deleted {
+		return nil, false
+	}
+	v, ok := r.val.(*T)
+	return v, ok
+}
+
+func local(r *Record) bool {
+	n, ok := valueOf[Network](r)
+	return ok && n.Local()
+}
+
+// liveness notes the nodes of which membership says something else.
+func (d *derivation) liveness() {
+	if d.sn.liveRev == d.liveRev && d.old.Rev > 0 {
+		return
+	}
+	for id, l := range d.sn.live {
+		if was, ok := d.live[id]; !ok || was != l {
+			d.nodes[id] = true
+		}
+	}
+	for id := range d.live {
+		if _, ok := d.sn.live[id]; !ok {
+			d.nodes[id] = true
+		}
+	}
+	d.live, d.liveRev = d.sn.live, d.sn.liveRev
+}
+
+// goneNodes looks again at who is forgotten.
+func (d *derivation) goneNodes() {
+	if !d.gone {
+		return
+	}
+	was, is := d.old.gone, d.sn.Gone()
+	d.View.gone = is
+	for _, m := range []map[NodeID]uint64{was.epochs, is.epochs} {
+		for id := range m {
+			if was.nodes[id] != is.nodes[id] || was.epochs[id] != is.epochs[id] {
+				d.nodes[id], d.owners[id] = true, true
+			}
+		}
+	}
+}
+
+// publishesStep makes the list anew: it is this node's own.
+func (d *derivation) publishesStep() {
+	var list []Publish
+	for r := range d.sn.tables.scan(ID{Class: Owner, Kind: KindPublish, Owner: d.Self}) {
+		if p, ok := valueOf[Publish](r); ok {
+			list = append(list, *p)
+		}
+	}
+	if !slices.Equal(list, d.Publishes) {
+		d.Publishes, d.changed.Publishes = list, true
+	}
+}
+
+// conflictsStep puts the list together when a part of it may differ.
+func (d *derivation) conflictsStep() {
+	if !maps.Equal(d.marks, d.sn.conflicts) {
+		d.marks, d.contested = d.sn.conflicts, true
+	}
+	if !d.contested {
+		return
+	}
+	list := slices.Concat(d.nodeConflicts, d.networkConflicts)
+	for _, c := range d.serviceConflicts {
+		list = append(list, c.Conflict)
+	}
+	for _, c := range d.vipConflicts {
+		list = append(list, c.Conflict)
+	}
+	list = append(list, d.sn.Conflicts()...)
+	if !slices.Equal(list, d.Conflicts) {
+		d.Conflicts, d.changed.Conflicts = list, true
+	}
+}
+
+// keyed is a conflict with the key of the service that has it.
+type keyed struct {
+	namespace, name string
+	Conflict
+}
+
+func compareKeyed(a, b keyed) int { return compareKeys(a.namespace, a.name, b.namespace, b.name) }
+
+// setConflict returns a list with the service's conflict in its place, or
+// without it when c is nil. It never changes the list that it was given.
+func setConflict(list []keyed, namespace, name string, c *Conflict) []keyed {
+	i, found := slices.BinarySearchFunc(list, keyed{namespace: namespace, name: name}, compareKeyed)
 	switch {
-	case a.Prefix != b.Prefix:
-		return fmt.Sprintf("prefix %s here, %s there", a.Prefix, b.Prefix)
-	case a.Overlay != b.Overlay:
-		return fmt.Sprintf("overlay %s here, %s there", a.Overlay, b.Overlay)
-	case a.VNI != b.VNI:
-		return fmt.Sprintf("VNI %d here, %d there", a.VNI, b.VNI)
-	case a.Port != b.Port:
-		return fmt.Sprintf("VXLAN port %d here, %d there", a.Port, b.Port)
-	case a.Block != b.Block:
-		return fmt.Sprintf("block /%d here, /%d there", a.Block, b.Block)
+	case c == nil && !found:
+		return list
+	case c == nil:
+		return slices.Concat(list[:i], list[i+1:])
+	case found && list[i].Conflict == *c:
+		return list
+	case found:
+		return slices.Concat(list[:i], []keyed{{namespace, name, *c}}, list[i+1:])
 	}
-	return ""
+	return slices.Concat(list[:i], []keyed{{namespace, name, *c}}, list[i:])
 }
 
-func (v *View) deriveEndpoints(sn *Snapshot) {
-	type place struct {
-		owner NodeID
-		name  string
+// nameStep brings one static name into the order of names. It reports whether
+// that may change what the view shows.
+func (d *derivation) nameStep(e edit) bool {
+	t := d.View.names
+	changed := false
+	if n, ok := valueOf[Name](e.old); ok {
+		t.remove(e.old)
+		changed = !holds(t.from(&Record{val: n}), *n)
 	}
-	gone := sn.Gone()
-	local := map[place]bool{}
-	namespace := map[string]string{}
-	for r, n := range All[Network](sn) {
-		if n.Local() {
-			local[place{r.ID.Owner, n.Name}] = true
-		}
-		if namespace[n.Name] == "" || r.ID.Owner == sn.self {
-			namespace[n.Name] = cmp.Or(n.Namespace, "default")
-		}
+	if n, ok := valueOf[Name](e.new); ok {
+		changed = !holds(t.from(&Record{val: n}), *n) || changed
+		t.put(e.new)
 	}
-	for r, e := range All[Endpoint](sn) {
-		n := v.nodeByID[r.ID.Owner]
-		if n == nil || gone.Record(&r) {
-			continue
-		}
-		serving := e.Ready && n.Serving
-		if !n.Self && local[place{r.ID.Owner, e.Network}] && e.Mode != "host" {
-			serving = false // an address that means something on its own node only
-		}
-		v.putEndpoint(&EndpointView{Endpoint: e, Owner: r.ID.Owner, Serving: serving})
-	}
-	for _, l := range All[LeaseValue](sn) {
-		n := v.nodeByID[l.Server]
-		if l.Declined || n == nil {
-			continue
-		}
-		v.putEndpoint(&EndpointView{
-			Endpoint: &Endpoint{
-				ID: "dhcp/" + l.Network + "/" + l.Addr.String(), Network: l.Network,
-				Namespace: cmp.Or(namespace[l.Network], "default"), Name: l.Hostname,
-				Addrs: []netip.Addr{l.Addr}, MAC: l.MAC, Kind: EndpointDHCP, Ready: true, Created: l.Granted,
-			},
-			Owner: l.Server, Lease: true,
-			Serving: n.Serving && (n.Self || !local[place{l.Server, l.Network}]),
-		})
-	}
+	return changed
 }
 
-func (v *View) deriveServices(sn *Snapshot) {
-	// Declarations by Nodefiles come before those by command, among them the
-	// lowest node ID: the same choice on every node.
-	type decl struct {
-		owner NodeID
-		svc   *Service
+// holds reports whether the first of the records is of the name n.
+func holds(records iter.Seq[*Record], n Name) bool {
+	for r := range records {
+		return *r.val.(*Name) == n
 	}
-	byKey := map[string][]decl{}
-	for r, s := range All[Service](sn) {
-		if r.ID.Class == Owner && v.nodeByID[r.ID.Owner] == nil {
-			continue
-		}
-		byKey[s.Key()] = append(byKey[s.Key()], decl{r.ID.Owner, s})
-	}
-	byNamespace := map[string][]*EndpointView{}
-	for e := range v.Endpoints() {
-		byNamespace[e.Namespace] = append(byNamespace[e.Namespace], e)
-	}
-	explicit := map[string][]Backend{}
-	for _, b := range All[Backend](sn) {
-		k := b.Namespace + "/" + b.Service
-		explicit[k] = append(explicit[k], *b)
-	}
-	for _, key := range slices.Sorted(maps.Keys(byKey)) {
-		ds := byKey[key]
-		slices.SortStableFunc(ds, func(a, b decl) int {
-			if (a.owner == "") != (b.owner == "") {
-				if a.owner == "" {
-					return 1
-				}
-				return -1
-			}
-			return cmp.Compare(a.owner, b.owner)
-		})
-		for _, d := range ds[1:] {
-			if !sameValue(ds[0].svc, d.svc) {
-				v.Conflicts = append(v.Conflicts, Conflict{
-					What: "service " + ds[0].svc.FullName(), Winner: v.declarer(ds[0].owner), Loser: v.declarer(d.owner),
-					Detail: "declared differently: make the declarations agree",
-				})
-				break
-			}
-		}
-		sv := &ServiceView{Service: *ds[0].svc, VIP: ds[0].svc.VIP}
-		sv.Ports = slices.Clone(sv.Ports)
-		if a, ok := Lookup[VIP](sn, ID{Class: Cluster, Kind: KindVIP, Key: key}); ok && sv.External == "" {
-			if !sv.VIP.IsValid() && !sv.Headless {
-				sv.VIP = a.Addr
-			}
-			for i := range sv.Ports {
-				p := &sv.Ports[i]
-				if p.NodePort == 0 && sv.NodePorts {
-					p.NodePort = a.NodePorts[fmt.Sprintf("%d/%s", p.Port, p.Protocol)]
-				}
-			}
-		}
-		if sv.Headless || sv.External != "" {
-			sv.VIP = netip.Addr{}
-		}
-		v.backends(sn, sv, byNamespace[sv.Namespace], append(slices.Clone(sv.Service.Backends), explicit[key]...))
-		v.services.put(sv)
-	}
-	v.duplicateVIPs()
+	return false
 }
 
-func (v *View) declarer(id NodeID) string {
-	if id == "" {
-		return "command"
+// collectNames makes the list of names, each once.
+func (d *derivation) collectNames() {
+	var list []Name
+	for r := range d.View.names.all() {
+		n := r.val.(*Name)
+		if len(list) == 0 || list[len(list)-1] != *n {
+			list = append(list, *n)
+		}
 	}
-	if n := v.nodeByID[id]; n != nil {
-		return "Nodefile of " + n.Name
-	}
-	return "Nodefile of " + id.Short()
+	d.Names = list
 }
 
-// backends resolves a service's selector and its explicit backends.
-func (v *View) backends(sn *Snapshot, sv *ServiceView, candidates []*EndpointView, explicit []Backend) {
-	seen := map[netip.AddrPort]bool{}
-	add := func(b BackendOf, port uint16) {
-		if k := netip.AddrPortFrom(b.Addr, port); !seen[k] {
-			seen[k] = true
-			sv.Backends = append(sv.Backends, b)
-		}
-	}
-	if len(sv.Selector) > 0 {
-		for _, e := range candidates {
-			if !matches(sv.Selector, e.Labels) || len(e.Addrs) == 0 {
-				continue
-			}
-			b := BackendOf{
-				Addr: e.Addrs[0], Hostname: cmp.Or(e.Hostname, e.Name), Endpoint: e.ID, Node: e.Owner,
-				Ready: e.Serving, Targets: make([]uint16, len(sv.Ports)),
-			}
-			switch n := v.nodeByID[e.Owner]; {
-			case e.Serving:
-			case n != nil && !n.Serving:
-				b.Why = n.Name + " is " + n.State.String()
-			case !e.Ready:
-				b.Why = cmp.Or(e.Why, "endpoint is not ready")
-			default:
-				b.Why = "its network is local to " + n.Name
-			}
-			for i, p := range sv.Ports {
-				b.Targets[i] = target(p, e.Ports)
-			}
-			if sv.Check != "" {
-				h, ok := Lookup[Health](sn, ID{Class: Owner, Kind: KindHealth, Owner: e.Owner, Key: sv.Key() + "/" + e.ID})
-				if ok && !h.OK && b.Ready {
-					b.Ready, b.Why = false, h.Why
-				}
-			}
-			add(b, 0)
-		}
-	}
-	for _, x := range explicit {
-		b := BackendOf{Addr: x.Addr, Hostname: x.Hostname, Ready: true, Targets: make([]uint16, len(sv.Ports))}
-		for i, p := range sv.Ports {
-			b.Targets[i] = cmp.Or(x.Port, p.Target, p.Port)
-		}
-		add(b, x.Port)
-	}
-	slices.SortFunc(sv.Backends, func(a, b BackendOf) int {
-		return cmp.Or(a.Addr.Compare(b.Addr), slices.Compare(a.Targets, b.Targets))
-	})
-}
-
-func matches(selector, labels map[string]string) bool {
-	for k, want := range selector {
-		if got, ok := labels[k]; !ok || got != want {
-			return false
-		}
-	}
-	return true
-}
-
-// target finds the port of an endpoint that a service port means. A target
-// named but not there is 0: that endpoint does not serve this port.
-func target(p ServicePort, ports []Port) uint16 {
-	if p.Target != 0 {
-		return p.Target
-	}
-	name := cmp.Or(p.TargetName, p.Name)
-	for _, ep := range ports {
-		if name != "" && ep.Name == name && ep.Protocol == p.Protocol {
-			return ep.Port
-		}
-	}
-	if p.TargetName != "" {
-		return 0
-	}
-	return p.Port
-}
-
-// duplicateVIPs lets the first of two services with one address and port have it.
-func (v *View) duplicateVIPs() {
-	first := map[netip.Addr]string{}
-	for s := range v.Services() {
-		if !s.VIP.IsValid() {
-			continue
-		}
-		if owner, taken := first[s.VIP]; taken {
-			v.Conflicts = append(v.Conflicts, Conflict{
-				What: "VIP " + s.VIP.String(), Winner: owner, Loser: s.FullName(),
-				Detail: "two services claim the address: give one of them another",
-			})
-			s.VIP = netip.Addr{}
-			continue
-		}
-		first[s.VIP] = s.FullName()
-	}
-}
-
-func (v *View) deriveNames(sn *Snapshot) {
-	seen := map[Name]bool{}
-	for _, n := range All[Name](sn) {
-		if !seen[*n] {
-			seen[*n] = true
-			v.Names = append(v.Names, *n)
-		}
-	}
-	slices.SortFunc(v.Names, func(a, b Name) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Type, b.Type), strings.Compare(a.Target, b.Target))
-	})
+// compareNames orders records of static names by what they say.
+func compareNames(a, b *Record) int {
+	x, y := a.val.(*Name), b.val.(*Name)
+	return cmp.Or(strings.Compare(x.Name, y.Name), strings.Compare(x.Type, y.Type), strings.Compare(x.Target, y.Target), compareIDs(a, b))
 }

@@ -191,6 +191,17 @@ func (sn *Snapshot) View() *View {
 	return sn.view
 }
 
+// allOf is All without copies of the records.
+func allOf[T any](sn *Snapshot) iter.Seq2[*Record, *T] {
+	return func(yield func(*Record, *T) bool) {
+		for r := range sn.tables.kind(kindOf(*new(T))) {
+			if v, ok := valueOf[T](r); ok && !yield(r, v) {
+				return
+			}
+		}
+	}
+}
+
 // All returns the records of T's kind that are not deleted, of every owner,
 // sorted by class, owner and key.
 func All[T any](sn *Snapshot) iter.Seq2[Record, *T] {

@@ -77,7 +77,7 @@ func byPlace(a, b *EndpointView) int {
 	}
 	return cmp.Or(
 		strings.Compare(a.Network, b.Network), slices.CompareFunc(a.Addrs, b.Addrs, netip.Addr.Compare),
-		strings.Compare(a.ID, b.ID), strings.Compare(string(a.Owner), string(b.Owner)),
+		strings.Compare(a.ID, b.ID), strings.Compare(string(a.Owner), string(b.Owner)), compareBool(a.Lease, b.Lease),
 	)
 }
 
@@ -86,22 +86,33 @@ func byOwner(a, b *EndpointView) int {
 	if a == b {
 		return 0
 	}
-	return cmp.Or(strings.Compare(string(a.Owner), string(b.Owner)), strings.Compare(a.ID, b.ID))
+	return cmp.Or(strings.Compare(string(a.Owner), string(b.Owner)), strings.Compare(a.ID, b.ID), compareBool(a.Lease, b.Lease))
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // byServiceKey orders services by "<namespace>/<name>".
-func byServiceKey(a, b *ServiceView) int { return a.compareKey(b.Namespace, b.Name) }
+func byServiceKey(a, b *ServiceView) int {
+	return compareKeys(a.Namespace, a.Name, b.Namespace, b.Name)
+}
 
-// compareKey compares the service's key with that of another, as the joined
-// strings would compare, without joining them.
-func (s *ServiceView) compareKey(namespace, name string) int {
-	a, b := s.Namespace, namespace
+// compareKeys compares the keys of two services as the joined strings would
+// compare, without joining them.
+func compareKeys(a, aName, b, bName string) int {
 	n := min(len(a), len(b))
 	switch d := strings.Compare(a[:n], b[:n]); {
 	case d != 0:
 		return d
 	case len(a) == len(b):
-		return strings.Compare(s.Name, name)
+		return strings.Compare(aName, bName)
 	case len(a) < len(b):
 		return cmp.Or(cmp.Compare('/', b[n]), -1)
 	default:

@@ -42,8 +42,27 @@ type View struct {
 
 	nodeByID  map[NodeID]*NodeView
 	endpoints tree[*EndpointView] // by network, address, ID
-	byOwner   tree[*EndpointView] // by owner, key
+	byOwner   tree[*EndpointView] // by owner, ID
 	services  tree[*ServiceView]  // by key
+
+	deriver *deriver // whose revisions these are; nil: nobody's
+	steps   []*step  // how it came to be, oldest first
+
+	// What the next view is derived from; see derivation.
+	labels           tree[labelled]
+	selectors        tree[selector]
+	claims           tree[claim]
+	declared         tree[*Record] // declarations of services
+	names            tree[*Record]
+	namespace        map[string]string // of a network's leases
+	gone             Gone
+	live             map[NodeID]Live
+	liveRev          uint64
+	marks            map[ID]Conflict // found while merging
+	nodeConflicts    []Conflict
+	networkConflicts []Conflict
+	serviceConflicts []keyed
+	vipConflicts     []keyed
 }
 
 // NewView returns v with the given nodes' index, endpoints and services, which
@@ -90,7 +109,12 @@ func (v *View) EndpointsOf(node NodeID) iter.Seq[*EndpointView] {
 
 // Endpoint returns the endpoint of a node with an ID, or nil.
 func (v *View) Endpoint(node NodeID, id string) *EndpointView {
-	e, _ := v.byOwner.get(&EndpointView{Owner: node, Endpoint: &Endpoint{ID: id}})
+	probe := &EndpointView{Owner: node, Endpoint: &Endpoint{ID: id}}
+	e, ok := v.byOwner.get(probe)
+	if !ok {
+		probe.Lease = true
+		e, _ = v.byOwner.get(probe)
+	}
 	return e
 }
 
@@ -104,7 +128,11 @@ func (v *View) NumServices() int { return v.services.len() }
 // Service returns the service with a key, "<namespace>/<name>", or nil.
 func (v *View) Service(key string) *ServiceView {
 	ns, name, _ := strings.Cut(key, "/")
-	s, _ := v.services.get(&ServiceView{Service: Service{Namespace: ns, Name: name}})
+	return v.service(ns, name)
+}
+
+func (v *View) service(namespace, name string) *ServiceView {
+	s, _ := v.services.get(&ServiceView{Service: Service{Namespace: namespace, Name: name}})
 	return s
 }
 
@@ -149,6 +177,9 @@ type ServiceView struct {
 	Service              // Ports carry their allocated node ports
 	VIP      netip.Addr  // given or allocated; invalid: headless, external or not yet allocated
 	Backends []BackendOf // sorted by address, port
+
+	claim netip.Addr // what it would have as VIP if nobody came before
+	by    string     // the label by which its endpoints are found
 }
 
 // BackendOf is one backend of a service: one address with a target port for

@@ -1,0 +1,359 @@
+package state
+
+import (
+	"cmp"
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// selector is a service under the one label of its selector by which its
+// endpoints are found.
+type selector struct{ namespace, label, value, name string }
+
+func compareSelectors(a, b selector) int {
+	return cmp.Or(strings.Compare(a.namespace, b.namespace), strings.Compare(a.label, b.label),
+		strings.Compare(a.value, b.value), strings.Compare(a.name, b.name))
+}
+
+// claim is a service that wants an address.
+type claim struct {
+	addr            netip.Addr
+	namespace, name string
+}
+
+func compareClaims(a, b claim) int {
+	return cmp.Or(a.addr.Compare(b.addr), compareKeys(a.namespace, a.name, b.namespace, b.name))
+}
+
+// compareDeclared orders declarations of services by key; of one service,
+// those by Nodefiles come before those by command, among them the lowest node
+// ID: the same choice on every node.
+func compareDeclared(a, b *Record) int {
+	if d := strings.Compare(a.ID.Key, b.ID.Key); d != 0 {
+		return d
+	}
+	if (a.ID.Owner == "") != (b.ID.Owner == "") {
+		if a.ID.Owner == "" {
+			return 1
+		}
+		return -1
+	}
+	return cmp.Or(strings.Compare(string(a.ID.Owner), string(b.ID.Owner)), cmp.Compare(a.ID.Class, b.ID.Class))
+}
+
+// declare brings one declaration into the order of declarations.
+func (d *derivation) declare(e edit) {
+	if s, ok := valueOf[Service](e.new); ok && s.Key() == e.new.ID.Key {
+		d.declared.put(e.new)
+	} else {
+		d.declared.remove(e.new)
+	}
+}
+
+// declarations returns those of a service, the one that counts first.
+func (d *derivation) declarations(key string) iter.Seq[*Record] {
+	return func(yield func(*Record) bool) {
+		// No node ID is before "!": what has no owner comes last.
+		for r := range d.declared.from(&Record{ID: ID{Key: key, Owner: "!"}}) {
+			if r.ID.Key != key {
+				return
+			}
+			if (r.ID.Class != Owner || d.nodeByID[r.ID.Owner] != nil) && !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// servicesStep looks again at the services that are noted, then at the
+// addresses that those want or wanted.
+func (d *derivation) servicesStep() {
+	if len(d.services) == 0 {
+		return
+	}
+	d.View.services, d.View.selectors, d.View.claims = d.old.services.clone(), d.old.selectors.clone(), d.old.claims.clone()
+	for key := range d.services {
+		namespace, name, ok := strings.Cut(key, "/")
+		if !ok {
+			continue
+		}
+		was := d.old.service(namespace, name)
+		is, differ := d.service(key)
+		d.serviceConflicts = setConflict(d.serviceConflicts, namespace, name, differ)
+		d.index(was, is)
+		switch {
+		case is == nil && was == nil:
+		case is == nil:
+			d.View.services.remove(was)
+		default:
+			d.View.services.put(is)
+		}
+	}
+	for a := range d.vips {
+		d.settle(a)
+	}
+	for key := range d.services {
+		was, is := d.old.Service(key), d.View.Service(key)
+		if was != nil && is != nil && was.equal(is) {
+			d.View.services.put(was) // nothing that anybody could see
+		} else if was != nil || is != nil {
+			d.changed.services = append(d.changed.services, key)
+		}
+	}
+	d.contested = d.contested || !slices.Equal(d.serviceConflicts, d.old.serviceConflicts) || !slices.Equal(d.vipConflicts, d.old.vipConflicts)
+}
+
+// service resolves one service, with what its declarations disagree on; nil:
+// nobody declares it.
+func (d *derivation) service(key string) (*ServiceView, *Conflict) {
+	var first *Record
+	var differ *Conflict
+	for r := range d.declarations(key) {
+		if first == nil {
+			first = r
+			continue
+		}
+		if s := first.val.(*Service); !sameValue(s, r.val) {
+			differ = &Conflict{
+				What: "service " + s.FullName(), Winner: d.declarer(first.ID.Owner), Loser: d.declarer(r.ID.Owner),
+				Detail: "declared differently: make the declarations agree",
+			}
+			break
+		}
+	}
+	if first == nil {
+		return nil, nil
+	}
+	s := first.val.(*Service)
+	sv := &ServiceView{Service: *s, VIP: s.VIP}
+	sv.Ports = slices.Clone(sv.Ports)
+	if a, ok := Lookup[VIP](d.sn, ID{Class: Cluster, Kind: KindVIP, Key: key}); ok && sv.External == "" {
+		if !sv.VIP.IsValid() && !sv.Headless {
+			sv.VIP = a.Addr
+		}
+		for i := range sv.Ports {
+			p := &sv.Ports[i]
+			if p.NodePort == 0 && sv.NodePorts {
+				p.NodePort = a.NodePorts[fmt.Sprintf("%d/%s", p.Port, p.Protocol)]
+			}
+		}
+	}
+	if sv.Headless || sv.External != "" {
+		sv.VIP = netip.Addr{}
+	}
+	sv.claim = sv.VIP
+	d.backends(sv)
+	return sv, differ
+}
+
+func (d *derivation) declarer(id NodeID) string {
+	if id == "" {
+		return "command"
+	}
+	if n := d.nodeByID[id]; n != nil {
+		return "Nodefile of " + n.Name
+	}
+	return "Nodefile of " + id.Short()
+}
+
+// backends resolves a service's selector and its explicit backends. Of two
+// with one address and port the first stays.
+func (d *derivation) backends(sv *ServiceView) {
+	seen := map[netip.AddrPort]bool{}
+	add := func(b BackendOf, port uint16) {
+		if k := netip.AddrPortFrom(b.Addr, port); !seen[k] {
+			seen[k] = true
+			sv.Backends = append(sv.Backends, b)
+		}
+	}
+	for e := range d.selected(sv) {
+		add(d.backend(sv, e), 0)
+	}
+	explicit := func(x *Backend) {
+		b := BackendOf{Addr: x.Addr, Hostname: x.Hostname, Ready: true, Targets: make([]uint16, len(sv.Ports))}
+		for i, p := range sv.Ports {
+			b.Targets[i] = cmp.Or(x.Port, p.Target, p.Port)
+		}
+		add(b, x.Port)
+	}
+	for i := range sv.Service.Backends {
+		explicit(&sv.Service.Backends[i])
+	}
+	for r := range d.sn.tables.scan(ID{Class: Cluster, Kind: KindBackend, Key: sv.Key() + "/"}) {
+		if b, ok := valueOf[Backend](r); ok && b.Namespace == sv.Namespace && b.Service == sv.Name {
+			explicit(b)
+		}
+	}
+	slices.SortFunc(sv.Backends, compareBackends)
+}
+
+func compareBackends(a, b BackendOf) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), slices.Compare(a.Targets, b.Targets), strings.Compare(a.Endpoint, b.Endpoint), strings.Compare(a.Hostname, b.Hostname))
+}
+
+// backend is what an endpoint is to a service.
+func (d *derivation) backend(sv *ServiceView, e *EndpointView) BackendOf {
+	b := BackendOf{
+		Addr: e.Addrs[0], Hostname: cmp.Or(e.Hostname, e.Name), Endpoint: e.ID, Node: e.Owner,
+		Ready: e.Serving, Targets: make([]uint16, len(sv.Ports)),
+	}
+	switch n := d.nodeByID[e.Owner]; {
+	case e.Serving:
+	case n != nil && !n.Serving:
+		b.Why = n.Name + " is " + n.State.String()
+	case !e.Ready:
+		b.Why = cmp.Or(e.Why, "endpoint is not ready")
+	default:
+		b.Why = "its network is local to " + n.Name
+	}
+	for i, p := range sv.Ports {
+		b.Targets[i] = target(p, e.Ports)
+	}
+	if sv.Check != "" {
+		h, ok := Lookup[Health](d.sn, ID{Class: Owner, Kind: KindHealth, Owner: e.Owner, Key: sv.Key() + "/" + e.ID})
+		if ok && !h.OK && b.Ready {
+			b.Ready, b.Why = false, h.Why
+		}
+	}
+	return b
+}
+
+// selected returns the endpoints that a service selects, in their order, and
+// notes in the service by which label it found them.
+func (d *derivation) selected(sv *ServiceView) iter.Seq[*EndpointView] {
+	return func(yield func(*EndpointView) bool) {
+		if len(sv.Selector) == 0 {
+			return
+		}
+		sv.by = d.rarest(sv)
+		for e := range d.withLabel(sv.Namespace, sv.by, sv.Selector[sv.by]) {
+			if len(e.Addrs) > 0 && matches(sv.Selector, e.Labels) && !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+// rarest returns the label of a selector that the fewest endpoints have, near
+// enough: it counts no further than four times that.
+func (d *derivation) rarest(sv *ServiceView) string {
+	labels := slices.Sorted(maps.Keys(sv.Selector))
+	if len(labels) == 1 {
+		return labels[0]
+	}
+	for limit := 16; ; limit *= 4 {
+		for _, label := range labels {
+			n := 0
+			for range d.withLabel(sv.Namespace, label, sv.Selector[label]) {
+				if n++; n == limit {
+					break
+				}
+			}
+			if n < limit {
+				return label
+			}
+		}
+	}
+}
+
+// withLabel returns the endpoints of a namespace that have a label.
+func (d *derivation) withLabel(namespace, label, value string) iter.Seq[*EndpointView] {
+	return func(yield func(*EndpointView) bool) {
+		probe := &EndpointView{Endpoint: &Endpoint{Namespace: namespace, Labels: map[string]string{label: value}}}
+		for e := range d.View.labels.from(labelled{label, probe}) {
+			if e.Namespace != namespace || e.label != label || e.Labels[label] != value || !yield(e.EndpointView) {
+				return
+			}
+		}
+	}
+}
+
+func matches(selector, labels map[string]string) bool {
+	for k, want := range selector {
+		if got, ok := labels[k]; !ok || got != want {
+			return false
+		}
+	}
+	return true
+}
+
+// target finds the port of an endpoint that a service port means. A target
+// named but not there is 0: that endpoint does not serve this port.
+func target(p ServicePort, ports []Port) uint16 {
+	if p.Target != 0 {
+		return p.Target
+	}
+	name := cmp.Or(p.TargetName, p.Name)
+	for _, ep := range ports {
+		if name != "" && ep.Name == name && ep.Protocol == p.Protocol {
+			return ep.Port
+		}
+	}
+	if p.TargetName != "" {
+		return 0
+	}
+	return p.Port
+}
+
+// index brings a service's label and its claim up to date, and notes the
+// addresses whose claims changed or may have been settled otherwise.
+func (d *derivation) index(was, is *ServiceView) {
+	if was != nil && was.by != "" {
+		d.View.selectors.remove(selector{was.Namespace, was.by, was.Selector[was.by], was.Name})
+	}
+	if is != nil && is.by != "" {
+		d.View.selectors.put(selector{is.Namespace, is.by, is.Selector[is.by], is.Name})
+	}
+	if was != nil && was.claim.IsValid() {
+		d.View.claims.remove(claim{was.claim, was.Namespace, was.Name})
+		d.vips[was.claim] = true
+	}
+	if is != nil && is.claim.IsValid() {
+		d.View.claims.put(claim{is.claim, is.Namespace, is.Name})
+		d.vips[is.claim] = true
+	}
+	if was != nil && (is == nil || is.claim != was.claim) {
+		d.vipConflicts = setConflict(d.vipConflicts, was.Namespace, was.Name, nil)
+	}
+}
+
+// settle lets the first of the services that claim an address have it.
+func (d *derivation) settle(a netip.Addr) {
+	var winner *ServiceView
+	for c := range d.View.claims.from(claim{addr: a}) {
+		if c.addr != a {
+			break
+		}
+		s := d.View.service(c.namespace, c.name)
+		var lost *Conflict
+		vip := a
+		if winner == nil {
+			winner = s
+		} else {
+			vip = netip.Addr{}
+			lost = &Conflict{
+				What: "VIP " + a.String(), Winner: winner.FullName(), Loser: s.FullName(),
+				Detail: "two services claim the address: give one of them another",
+			}
+		}
+		d.vipConflicts = setConflict(d.vipConflicts, s.Namespace, s.Name, lost)
+		if s.VIP != vip {
+			t := *s
+			t.VIP = vip
+			d.View.services.put(&t)
+			d.services[s.Key()] = true
+		}
+	}
+}
+
+// equal reports whether two views of a service show the same.
+func (s *ServiceView) equal(o *ServiceView) bool {
+	return s.VIP == o.VIP && s.claim == o.claim && s.by == o.by && slices.EqualFunc(s.Backends, o.Backends, func(a, b BackendOf) bool {
+		return a.Addr == b.Addr && a.Hostname == b.Hostname && a.Endpoint == b.Endpoint && a.Node == b.Node &&
+			a.Ready == b.Ready && a.Why == b.Why && slices.Equal(a.Targets, b.Targets)
+	}) && sameValue(&s.Service, &o.Service)
+}

@@ -1,0 +1,318 @@
+package state
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// reference is a view made in the plainest way: every table is walked, nothing
+// is remembered. It is what the views that are kept up to date have to equal.
+type reference struct {
+	Nodes     []NodeView
+	Networks  []NetworkView
+	Endpoints []*EndpointView
+	Services  []*ServiceView
+	Publishes []Publish
+	Names     []Name
+	Conflicts []Conflict
+
+	nodeByID map[NodeID]*NodeView
+}
+
+func deriveReference(sn *Snapshot) *reference {
+	v := &reference{nodeByID: map[NodeID]*NodeView{}}
+	v.deriveNodes(sn)
+	v.deriveNetworks(sn)
+	v.deriveEndpoints(sn)
+	v.deriveServices(sn)
+	v.deriveNames(sn)
+	for r, p := range All[Publish](sn) {
+		if r.ID.Owner == sn.self {
+			v.Publishes = append(v.Publishes, *p)
+		}
+	}
+	v.Conflicts = append(v.Conflicts, sn.Conflicts()...)
+	return v
+}
+
+func (v *reference) deriveNodes(sn *Snapshot) {
+	gone := sn.Gone()
+	for r, n := range All[Node](sn) {
+		live, known := sn.live[r.ID.Owner]
+		nv := NodeView{ID: r.ID.Owner, Node: *n, State: live.State, Since: live.Since, Serving: live.Serving}
+		switch {
+		case r.ID.Owner == sn.self:
+			nv.Self, nv.State, nv.Serving = true, Alive, true
+		case n.Left || live.State == Left || gone.Node(r.ID.Owner):
+			continue
+		case !known:
+			// Nothing heard since start: what was saved holds until told otherwise.
+			nv.Serving = true
+		}
+		v.Nodes = append(v.Nodes, nv)
+	}
+	slices.SortFunc(v.Nodes, func(a, b NodeView) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
+	for i := range v.Nodes {
+		n := &v.Nodes[i]
+		v.nodeByID[n.ID] = n
+		if i > 0 && n.Name == v.Nodes[i-1].Name {
+			v.Conflicts = append(v.Conflicts, Conflict{
+				What: "node " + n.Name, Winner: v.Nodes[i-1].ID.Short(), Loser: n.ID.Short(),
+				Detail: "two nodes have the same name: set `node { name … }` on one of them",
+			})
+		}
+	}
+	for r, b := range All[Block](sn) {
+		if n := v.nodeByID[r.ID.Owner]; n != nil && !gone.Record(&r) {
+			n.Blocks = append(n.Blocks, *b)
+		}
+	}
+	for i := range v.Nodes {
+		slices.SortFunc(v.Nodes[i].Blocks, func(a, b Block) int {
+			return cmp.Or(strings.Compare(a.Network, b.Network), a.Prefix.Addr().Compare(b.Prefix.Addr()))
+		})
+	}
+}
+
+func (v *reference) deriveNetworks(sn *Snapshot) {
+	own := map[string]*NetworkView{}
+	for r, n := range All[Network](sn) {
+		if r.ID.Owner == sn.self {
+			own[n.Name] = &NetworkView{Network: *n}
+		}
+	}
+	for r, n := range All[Network](sn) {
+		mine := own[n.Name]
+		peer := v.nodeByID[r.ID.Owner]
+		if mine == nil || peer == nil || peer.Self || n.Local() && mine.Local() {
+			continue
+		}
+		if why := networkDiff(&mine.Network, n); why != "" {
+			v.Conflicts = append(v.Conflicts, Conflict{
+				What: "network " + n.Name, Winner: "this node's definition", Loser: peer.Name,
+				Detail: why + ": make the Nodefiles agree",
+			})
+		}
+	}
+	self := v.nodeByID[sn.self]
+	for _, name := range slices.Sorted(maps.Keys(own)) {
+		n := own[name]
+		if n.Local() {
+			n.Own = []netip.Prefix{n.Prefix}
+		} else if self != nil {
+			for _, b := range self.Blocks {
+				if b.Network == name {
+					n.Own = append(n.Own, b.Prefix)
+				}
+			}
+		}
+		v.Networks = append(v.Networks, *n)
+	}
+}
+
+func (v *reference) deriveEndpoints(sn *Snapshot) {
+	type place struct {
+		owner NodeID
+		name  string
+	}
+	gone := sn.Gone()
+	local := map[place]bool{}
+	namespace := map[string]string{}
+	for r, n := range All[Network](sn) {
+		if n.Local() {
+			local[place{r.ID.Owner, n.Name}] = true
+		}
+		if namespace[n.Name] == "" || r.ID.Owner == sn.self {
+			namespace[n.Name] = cmp.Or(n.Namespace, "default")
+		}
+	}
+	for r, e := range All[Endpoint](sn) {
+		n := v.nodeByID[r.ID.Owner]
+		if n == nil || gone.Record(&r) {
+			continue
+		}
+		serving := e.Ready && n.Serving
+		if !n.Self && local[place{r.ID.Owner, e.Network}] && e.Mode != "host" {
+			serving = false // an address that means something on its own node only
+		}
+		v.Endpoints = append(v.Endpoints, &EndpointView{Endpoint: e, Owner: r.ID.Owner, Serving: serving})
+	}
+	for _, l := range All[LeaseValue](sn) {
+		n := v.nodeByID[l.Server]
+		if l.Declined || n == nil {
+			continue
+		}
+		v.Endpoints = append(v.Endpoints, &EndpointView{
+			Endpoint: &Endpoint{
+				ID: "dhcp/" + l.Network + "/" + l.Addr.String(), Network: l.Network,
+				Namespace: cmp.Or(namespace[l.Network], "default"), Name: l.Hostname,
+				Addrs: []netip.Addr{l.Addr}, MAC: l.MAC, Kind: EndpointDHCP, Ready: true, Created: l.Granted,
+			},
+			Owner: l.Server, Lease: true,
+			Serving: n.Serving && (n.Self || !local[place{l.Server, l.Network}]),
+		})
+	}
+	slices.SortFunc(v.Endpoints, byPlace)
+}
+
+func (v *reference) deriveServices(sn *Snapshot) {
+	// Declarations by Nodefiles come before those by command, among them the
+	// lowest node ID: the same choice on every node.
+	type decl struct {
+		owner NodeID
+		svc   *Service
+	}
+	byKey := map[string][]decl{}
+	for r, s := range All[Service](sn) {
+		if r.ID.Class == Owner && v.nodeByID[r.ID.Owner] == nil {
+			continue
+		}
+		byKey[s.Key()] = append(byKey[s.Key()], decl{r.ID.Owner, s})
+	}
+	byNamespace := map[string][]*EndpointView{}
+	for _, e := range v.Endpoints {
+		byNamespace[e.Namespace] = append(byNamespace[e.Namespace], e)
+	}
+	explicit := map[string][]Backend{}
+	for _, b := range All[Backend](sn) {
+		k := b.Namespace + "/" + b.Service
+		explicit[k] = append(explicit[k], *b)
+	}
+	for _, key := range slices.Sorted(maps.Keys(byKey)) {
+		ds := byKey[key]
+		slices.SortStableFunc(ds, func(a, b decl) int {
+			if (a.owner == "") != (b.owner == "") {
+				if a.owner == "" {
+					return 1
+				}
+				return -1
+			}
+			return cmp.Compare(a.owner, b.owner)
+		})
+		for _, d := range ds[1:] {
+			if !sameValue(ds[0].svc, d.svc) {
+				v.Conflicts = append(v.Conflicts, Conflict{
+					What: "service " + ds[0].svc.FullName(), Winner: v.declarer(ds[0].owner), Loser: v.declarer(d.owner),
+					Detail: "declared differently: make the declarations agree",
+				})
+				break
+			}
+		}
+		sv := &ServiceView{Service: *ds[0].svc, VIP: ds[0].svc.VIP}
+		sv.Ports = slices.Clone(sv.Ports)
+		if a, ok := Lookup[VIP](sn, ID{Class: Cluster, Kind: KindVIP, Key: key}); ok && sv.External == "" {
+			if !sv.VIP.IsValid() && !sv.Headless {
+				sv.VIP = a.Addr
+			}
+			for i := range sv.Ports {
+				p := &sv.Ports[i]
+				if p.NodePort == 0 && sv.NodePorts {
+					p.NodePort = a.NodePorts[fmt.Sprintf("%d/%s", p.Port, p.Protocol)]
+				}
+			}
+		}
+		if sv.Headless || sv.External != "" {
+			sv.VIP = netip.Addr{}
+		}
+		v.backends(sn, sv, byNamespace[sv.Namespace], append(slices.Clone(sv.Service.Backends), explicit[key]...))
+		v.Services = append(v.Services, sv)
+	}
+	v.duplicateVIPs()
+}
+
+func (v *reference) declarer(id NodeID) string {
+	if id == "" {
+		return "command"
+	}
+	if n := v.nodeByID[id]; n != nil {
+		return "Nodefile of " + n.Name
+	}
+	return "Nodefile of " + id.Short()
+}
+
+// backends resolves a service's selector and its explicit backends.
+func (v *reference) backends(sn *Snapshot, sv *ServiceView, candidates []*EndpointView, explicit []Backend) {
+	seen := map[netip.AddrPort]bool{}
+	add := func(b BackendOf, port uint16) {
+		if k := netip.AddrPortFrom(b.Addr, port); !seen[k] {
+			seen[k] = true
+			sv.Backends = append(sv.Backends, b)
+		}
+	}
+	if len(sv.Selector) > 0 {
+		for _, e := range candidates {
+			if !matches(sv.Selector, e.Labels) || len(e.Addrs) == 0 {
+				continue
+			}
+			b := BackendOf{
+				Addr: e.Addrs[0], Hostname: cmp.Or(e.Hostname, e.Name), Endpoint: e.ID, Node: e.Owner,
+				Ready: e.Serving, Targets: make([]uint16, len(sv.Ports)),
+			}
+			switch n := v.nodeByID[e.Owner]; {
+			case e.Serving:
+			case n != nil && !n.Serving:
+				b.Why = n.Name + " is " + n.State.String()
+			case !e.Ready:
+				b.Why = cmp.Or(e.Why, "endpoint is not ready")
+			default:
+				b.Why = "its network is local to " + n.Name
+			}
+			for i, p := range sv.Ports {
+				b.Targets[i] = target(p, e.Ports)
+			}
+			if sv.Check != "" {
+				h, ok := Lookup[Health](sn, ID{Class: Owner, Kind: KindHealth, Owner: e.Owner, Key: sv.Key() + "/" + e.ID})
+				if ok && !h.OK && b.Ready {
+					b.Ready, b.Why = false, h.Why
+				}
+			}
+			add(b, 0)
+		}
+	}
+	for _, x := range explicit {
+		b := BackendOf{Addr: x.Addr, Hostname: x.Hostname, Ready: true, Targets: make([]uint16, len(sv.Ports))}
+		for i, p := range sv.Ports {
+			b.Targets[i] = cmp.Or(x.Port, p.Target, p.Port)
+		}
+		add(b, x.Port)
+	}
+	slices.SortFunc(sv.Backends, compareBackends)
+}
+
+// duplicateVIPs lets the first of two services with one address and port have it.
+func (v *reference) duplicateVIPs() {
+	first := map[netip.Addr]string{}
+	for _, s := range v.Services {
+		if !s.VIP.IsValid() {
+			continue
+		}
+		if owner, taken := first[s.VIP]; taken {
+			v.Conflicts = append(v.Conflicts, Conflict{
+				What: "VIP " + s.VIP.String(), Winner: owner, Loser: s.FullName(),
+				Detail: "two services claim the address: give one of them another",
+			})
+			s.VIP = netip.Addr{}
+			continue
+		}
+		first[s.VIP] = s.FullName()
+	}
+}
+
+func (v *reference) deriveNames(sn *Snapshot) {
+	seen := map[Name]bool{}
+	for _, n := range All[Name](sn) {
+		if !seen[*n] {
+			seen[*n] = true
+			v.Names = append(v.Names, *n)
+		}
+	}
+	slices.SortFunc(v.Names, func(a, b Name) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Type, b.Type), strings.Compare(a.Target, b.Target))
+	})
+}
