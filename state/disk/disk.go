@@ -115,7 +115,7 @@ func touch(b *bolt.DB) (complete bool, err error) {
 // Close releases the file.
 func (d *DB) Close() error { return d.bolt.Close() }
 
-// Load returns all records and the heads kept beside them. A record that
+// Load returns all records and the heads kept beside them, signatures included. A record that
 // cannot be decoded is reported in the error; the others are returned.
 func (d *DB) Load() ([]state.Record, []state.Head, error) {
 	var recs []state.Record

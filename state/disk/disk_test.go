@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"nodenet/state"
 )
 
@@ -177,5 +180,60 @@ func TestFileThatCannotBeOpenedStays(t *testing.T) {
 	}
 	if kept, _ := filepath.Glob(path + ".corrupt-*"); len(kept) != 0 {
 		t.Errorf("set aside: %v", kept)
+	}
+}
+
+// TestSignedHeadsSurvive: a node that comes back can pass on what others
+// signed, with the head that belongs to the records on disk.
+func TestSignedHeadsSurvive(t *testing.T) {
+	key := func(n byte) ed25519.PrivateKey { return ed25519.NewKeyFromSeed(append(make([]byte, 31), n)) }
+	open := func(n byte, path string) (*state.Store, func()) {
+		t.Helper()
+		db, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		recs, heads, err := db.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := state.NodeIDFromKey(key(n).Public().(ed25519.PublicKey))
+		s, err := state.NewStore(state.Options{Self: id, Key: key(n), Epoch: 7, Log: db, Records: recs, Heads: heads})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, func() { s.Close(); db.Close() }
+	}
+	dir := t.TempDir()
+	owner, stop := open(1, filepath.Join(dir, "owner.db"))
+	relay, stopRelay := open(2, filepath.Join(dir, "relay.db"))
+	var signed []state.Head
+	for i := range 3 {
+		if _, err := owner.Write(context.Background(), func(*state.Snapshot) ([]state.Op, error) {
+			return []state.Op{state.Put(state.Owner, state.KindBlock, fmt.Sprint(i), state.Block{Network: "pods"}), state.Del(state.Owner, state.KindBlock, fmt.Sprint(i-1))}, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		sn := owner.Snapshot()
+		if _, err := relay.MergeDelta(sn.Delta(owner.Self(), relay.Snapshot().Head(owner.Self()).Mark, 0)); err != nil {
+			t.Fatal(err)
+		}
+		signed = []state.Head{sn.Head(owner.Self())}
+		stop()
+		stopRelay()
+		owner, stop = open(1, filepath.Join(dir, "owner.db"))
+		relay, stopRelay = open(2, filepath.Join(dir, "relay.db"))
+		for _, s := range []*state.Store{owner, relay} {
+			if diff := cmp.Diff(signed, []state.Head{s.Snapshot().Head(owner.Self())}, cmpopts.IgnoreFields(state.Head{}, "Floor")); diff != "" {
+				t.Errorf("after reopening (-signed +got):\n%s", diff)
+			}
+		}
+	}
+	defer stop()
+	defer stopRelay()
+	third, stopThird := open(3, filepath.Join(dir, "third.db"))
+	defer stopThird()
+	if n, err := third.MergeDelta(relay.Snapshot().Delta(owner.Self(), state.Mark{}, 0)); n != 1 || err != nil {
+		t.Errorf("a third node took %d records of the relay, %v", n, err)
 	}
 }
