@@ -73,6 +73,9 @@ func (n *Node) lacks(ctx context.Context, to state.NodeID, sn *state.Snapshot) (
 	defer cancel()
 	var all holdsAnswer
 	heads, buckets := sn.Heads(), sn.Buckets()
+	for i := range heads {
+		heads[i] = heads[i].Bare()
+	}
 	first := true
 	for len(heads) > 0 || first {
 		part := heads[:min(len(heads), holdsPart)]

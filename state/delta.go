@@ -46,7 +46,7 @@ func (s *Store) MergeDelta(d Delta) (int, error) { return s.MergeFrom("", d) }
 
 // MergeFrom applies a part of an owner's history that a peer sent, whose
 // identity was verified; an empty peer stands for any. It returns how many
-// records were new. It may change d.Records.
+// records were new. It may normalise d.Records in place.
 //
 // ErrGap means that something between our head and d.From is missing,
 // ErrDiffers that the result would not be what the owner signed, ErrForged
@@ -111,7 +111,6 @@ func (s *Store) inspect(c *checked) error {
 		from = Mark{}
 	}
 	ids, marks := make(map[ID]struct{}, len(d.Records)), make(map[Mark]struct{}, len(d.Records))
-	kept := d.Records[:0]
 	for i := range d.Records {
 		r := d.Records[i]
 		m := r.Version.mark()
@@ -135,13 +134,13 @@ func (s *Store) inspect(c *checked) error {
 		r.Version = Version{Epoch: m.Epoch, Seq: m.Seq} // the rest is not signed and means nothing
 		d.Records[i] = r
 	}
-	for i := range d.Records {
-		if r := &d.Records[i]; !c.whole || !r.Deleted {
-			s.understand(r)
-			kept = append(kept, *r)
-		}
+	if c.whole {
+		// A copy: the caller may pass its own on.
+		d.Records = slices.DeleteFunc(slices.Clone(d.Records), func(r Record) bool { return r.Deleted })
 	}
-	d.Records = kept
+	for i := range d.Records {
+		s.understand(&d.Records[i])
+	}
 	return nil
 }
 

@@ -244,6 +244,48 @@ func TestWholeSetRaisesTheFloor(t *testing.T) {
 	}
 }
 
+// TestMergedDeltaCanBePassedOn: gossip forwards what it has merged.
+func TestMergedDeltaCanBePassedOn(t *testing.T) {
+	owner := newSigner(t, 1, Options{})
+	put(t, owner, block("a", "1"), block("b", "1"), block("c", "1"))
+	put(t, owner, Del(Owner, KindBlock, "b"), block("c", "2"))
+	d := owner.Snapshot().Delta(owner.Self(), Mark{}, 0)
+	for i := range byte(3) {
+		s := newSigner(t, 2+i, Options{})
+		if n, err := s.MergeDelta(d); n != 2 || err != nil {
+			t.Errorf("replica %d: %d records, %v", i, n, err)
+		}
+	}
+}
+
+// TestPastComesBack: a node that lost its disk gets its own signed past from a
+// peer, and what it writes then follows on to it.
+func TestPastComesBack(t *testing.T) {
+	first, peer := newSigner(t, 1, Options{}), newSigner(t, 2, Options{})
+	put(t, first, block("a", "1"), block("b", "1"))
+	pull(t, peer, first)
+	first.Close()
+	second := newSigner(t, 1, Options{Epoch: 2})
+	pull(t, second, peer)
+	if h := second.Snapshot().Head(second.Self()); h.Mark != (Mark{1, 2}) || !h.Signed() {
+		t.Errorf("head %+v, want the past", h)
+	}
+	put(t, second, block("c", "1"), Del(Owner, KindBlock, "a"))
+	mark := peer.Snapshot().Head(second.Self()).Mark
+	if n, err := peer.MergeDelta(second.Snapshot().Delta(second.Self(), mark, 0)); n != 2 || err != nil {
+		t.Errorf("what followed: %d records, %v", n, err)
+	}
+	if diff := cmp.Diff(liveSet(second.Snapshot(), second.Self()), liveSet(peer.Snapshot(), second.Self())); diff != "" {
+		t.Error(diff)
+	}
+	// From now on it is the only one who writes them.
+	third := newSigner(t, 1, Options{Epoch: 9})
+	put(t, third, block("x", "1"))
+	if _, err := second.MergeDelta(third.Snapshot().Delta(third.Self(), Mark{}, 0)); !errors.Is(err, ErrForeignWriter) {
+		t.Errorf("got %v, want ErrForeignWriter", err)
+	}
+}
+
 // TestUnsignedHistory: a version that does not sign speaks for itself only.
 func TestUnsignedHistory(t *testing.T) {
 	old, s := newStore(t, 1, nil), newSigner(t, 2, Options{})

@@ -9,6 +9,11 @@
 //	Merge (from peers)  ──┘     │
 //	                            └─────► Feed (what changed since)
 //
+// Each owner signs its head: ID, epoch, seq and the hash of its live records
+// (package lthash). A Delta is applied only when the set that results is the
+// one that its owner signed, so that relays cannot forge and replicas with one
+// mark cannot differ; see MergeFrom.
+//
 // A record has an ID, a Version and a Value. Four classes differ in who may
 // write and how two versions of one record are ordered; see Class.
 package state
