@@ -37,7 +37,7 @@ func block(key, network string) Op { return Put(Owner, KindBlock, key, Block{Net
 // liveSet is what an owner's signature speaks of.
 func liveSet(sn *Snapshot, owner NodeID) map[string]string {
 	out := map[string]string{}
-	for _, r := range liveOf(sn.txn, owner) {
+	for _, r := range sn.tables.liveOf(owner) {
 		out[r.ID.Key] = fmt.Sprintf("%d.%d %d %x", r.Version.Epoch, r.Version.Seq, r.Time, r.Value)
 	}
 	return out
@@ -299,7 +299,7 @@ func TestUnsignedHistory(t *testing.T) {
 	}
 	// It is upgraded, and signs what it had.
 	var recs []Record
-	for _, r := range liveOf(old.Snapshot().txn, old.Self()) {
+	for _, r := range old.Snapshot().tables.liveOf(old.Self()) {
 		recs = append(recs, *r)
 	}
 	old.Close()
@@ -347,9 +347,8 @@ func TestOneSignatureCoversABatch(t *testing.T) {
 
 // saved is what a disk would hold of a store.
 func saved(sn *Snapshot) (recs []Record, hs []Head) {
-	it, _ := sn.txn.Get(table, indexID+"_prefix", []byte{})
-	for o := it.Next(); o != nil; o = it.Next() {
-		r := *o.(*Record)
+	for o := range sn.tables.ids.all() {
+		r := *o
 		r.val = nil
 		recs = append(recs, r)
 	}
@@ -573,13 +572,12 @@ func TestSumsFollow(t *testing.T) {
 	same := func(s *Store) {
 		t.Helper()
 		sn := s.Snapshot()
-		sn.heads.each(func(e *entry) bool {
-			kept, anew := e.sum.Load(), sumRecords(lthash.Sum{}, liveOf(sn.txn, e.head.Owner), nil)
+		for e := range sn.heads.all() {
+			kept, anew := e.sum.Load(), sumRecords(lthash.Sum{}, sn.tables.liveOf(e.head.Owner), nil)
 			if kept == nil || *kept != *anew || !bytes.Equal(anew.Digest(), e.head.Hash) {
 				t.Errorf("%s on %s: sum kept %v, hash %x, want %x", e.head.Owner.Short(), s.Self().Short(), kept != nil, e.head.Hash, anew.Digest())
 			}
-			return true
-		})
+		}
 	}
 	for i := range 600 {
 		put(t, s, block(fmt.Sprint(i%50), fmt.Sprint(i)), Del(Owner, KindBlock, fmt.Sprint(i*7%50)))
@@ -605,7 +603,7 @@ func BenchmarkSumRecord(b *testing.B) {
 	if _, err := s.Write(b.Context(), func(*Snapshot) ([]Op, error) { return []Op{block("pods/10.244.1.0/24", "pods")}, nil }); err != nil {
 		b.Fatal(err)
 	}
-	r := liveOf(s.Snapshot().txn, s.Self())[0]
+	r := s.Snapshot().tables.liveOf(s.Self())[0]
 	var m summer
 	var sum lthash.Sum
 	for b.Loop() {
