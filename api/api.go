@@ -79,8 +79,10 @@ type Peer struct {
 	Address  netip.Addr `json:"address"`
 	Via      string     `json:"via"` // overlay used towards it: "vxlan", "routes", several joined by ","
 	MTU      int        `json:"mtu,omitempty"`
-	RTTMicro int64      `json:"rttMicro,omitempty"` // microseconds; 0: not measured
-	LastSync int64      `json:"lastSyncMillis"`     // milliseconds ago; -1: never
+	RTTMicro int64      `json:"rttMicro,omitempty"`       // microseconds; 0: not measured
+	LastSync int64      `json:"lastSyncMillis"`           // milliseconds ago; -1: never
+	Skew     int64      `json:"skewMicro,omitempty"`      // how far its clock is ahead, microseconds; behind if negative; 0: not known
+	Flapping int64      `json:"flappingMillis,omitempty"` // how much longer services prefer other nodes, milliseconds
 	Version  string     `json:"version,omitempty"`
 }
 

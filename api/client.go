@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"syscall"
 )
@@ -168,11 +169,28 @@ func (c *Client) Doctor(ctx context.Context) ([]Check, error) {
 type UnreachableError struct {
 	Socket string
 	Err    error // of dial(2), as package net reports it
+	// Stopped is why the daemon ended and must not simply be started again, in
+	// its own words; empty: not known.
+	Stopped string
+}
+
+// StoppedFile returns the path, beside a control socket, of a file in which a
+// daemon that refuses to run says why. The next start removes it.
+func StoppedFile(socket string) string { return strings.TrimSuffix(socket, ".sock") + ".stopped" }
+
+func unreachable(socket string, err error) *UnreachableError {
+	e := &UnreachableError{Socket: socket, Err: err}
+	if b, err := os.ReadFile(StoppedFile(socket)); err == nil {
+		e.Stopped = strings.TrimSpace(string(b))
+	}
+	return e
 }
 
 func (e *UnreachableError) Error() string {
 	const start = "start it with `systemctl start nodenet` or `nodectl run`, or name another socket with --socket"
 	switch {
+	case e.Stopped != "" && (errors.Is(e.Err, fs.ErrNotExist) || errors.Is(e.Err, syscall.ECONNREFUSED)):
+		return "the nodenet daemon refuses to run: " + e.Stopped
 	case errors.Is(e.Err, fs.ErrNotExist):
 		return fmt.Sprintf("the nodenet daemon is not running: there is no control socket %s: %s", e.Socket, start)
 	case errors.Is(e.Err, syscall.ECONNREFUSED):
@@ -216,7 +234,7 @@ func (c *Client) do(ctx context.Context, method, path string, body, v any) error
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) && op.Op == "dial" && ctx.Err() == nil {
-			return &UnreachableError{Socket: c.socket, Err: op.Err}
+			return unreachable(c.socket, op.Err)
 		}
 		// A *url.Error repeats the made-up URL: of no use to anybody.
 		if ue := (*url.Error)(nil); errors.As(err, &ue) {

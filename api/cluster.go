@@ -128,6 +128,8 @@ type PeerDetail struct {
 	BytesOut  uint64     `json:"bytesOut"`
 	Version   string     `json:"version,omitempty"`
 	LastError string     `json:"lastError,omitempty"`
+	SkewMicro int64      `json:"skewMicro,omitempty"`      // how far its clock is ahead, microseconds; behind if negative; 0: not known
+	Flapping  int64      `json:"flappingMillis,omitempty"` // how much longer services prefer other nodes, milliseconds
 }
 
 // Conflict is something that records disagree on.
@@ -206,7 +208,7 @@ func (c *Client) Wait(ctx context.Context, converged bool, revision uint64, time
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" && ctx.Err() == nil {
-			return &UnreachableError{Socket: c.socket, Err: op.Err}
+			return unreachable(c.socket, op.Err)
 		}
 		return fmt.Errorf("wait: %w", err)
 	}

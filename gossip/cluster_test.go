@@ -3,6 +3,7 @@ package gossip
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -519,10 +520,70 @@ func TestCloneIsRefusedAndSelfIsQuiet(t *testing.T) {
 	b.opts.Logger = slog.New(slog.NewTextHandler(b.log, nil))
 	b.opts.Join = []string{a.sync()}
 	b.start(nil)
-	t.Cleanup(b.stop)
-	for _, n := range []*testNode{a, b} {
-		eventually(t, n.name+" names the clone", func() bool { return n.log.has("WARN", "same node key", "cloned") })
+	t.Cleanup(func() { b.store.Close() })
+	select {
+	case err := <-b.done:
+		// Both addresses, and what to do.
+		for _, want := range []string{a.o.Advertise.String(), b.addr.String(), "state directory", "token"} {
+			if !errors.Is(err, ErrClone) || !strings.Contains(err.Error(), want) {
+				t.Errorf("the copy's Run: %v, want ErrClone with %q", err, want)
+			}
+		}
+	case <-time.After(timeout):
+		t.Fatal("the copy goes on")
 	}
+	eventually(t, "node1 names the copy", func() bool { return a.log.has("WARN", "copies of one disk", b.addr.String()) })
+	select {
+	case err := <-a.done:
+		t.Errorf("the holder's Run: %v", err)
+	default:
+	}
+}
+
+// The membership shows a newer life of a node at another address, and both
+// are there: the older one stays a member, the copy is told to stop.
+func TestCopyInMembership(t *testing.T) {
+	l := newLab(t)
+	ns := l.cluster(2)
+	l.allAlive(ns...)
+	a, b := ns[0], ns[1]
+	c := b.Cluster()
+	c.Peers, c.Seeds = nil, nil // it finds nobody by itself
+	l.next++
+	cp := &testNode{lab: l, name: "copy", addr: netip.AddrFrom4([4]byte{127, netA, l.b, l.next}), dir: t.TempDir(), log: &logBuf{}, id: b.id}
+	cp.opts = b.opts
+	cp.opts.Name, cp.opts.Bind, cp.opts.StateDir, cp.opts.Cluster, cp.opts.Join = "copy", cp.addr, cp.dir, &c, nil
+	cp.start(nil)
+	t.Cleanup(func() { cp.store.Close() })
+	eventually(t, "the copy's sync port is open", func() bool {
+		conn, err := net.Dial("tcp", cp.sync())
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	a.mu.Lock()
+	was := *a.track.members[b.id.ID]
+	copied := was
+	copied.epoch, copied.addr = was.epoch+1, cp.addr.String()
+	a.doubtful(b.id.ID, copied)
+	a.track.join(b.id.ID, copied)
+	a.mu.Unlock()
+	select {
+	case err := <-cp.done:
+		if !errors.Is(err, ErrClone) {
+			t.Errorf("the copy's Run: %v, want ErrClone", err)
+		}
+	case <-time.After(timeout):
+		t.Fatal("the copy goes on")
+	}
+	eventually(t, "the older life is the member again", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		m := a.track.members[b.id.ID]
+		return m.epoch == was.epoch && m.addr == was.addr && !a.track.join(b.id.ID, copied)
+	})
+	l.allAlive(ns...)
 }
 
 func TestPartitionHeals(t *testing.T) {

@@ -87,6 +87,7 @@ func (g *Gossip) dialLoop(ctx context.Context) error {
 // records and of memberlist, and returns how many there are.
 func (g *Gossip) refreshTargets() int {
 	want := map[string]state.NodeID{}
+	recs := map[state.NodeID]netip.AddrPort{}
 	left := map[string]bool{}
 	for r, n := range state.All[state.Node](g.store.Snapshot()) {
 		if r.ID.Owner == g.self || !n.Advertise.IsValid() {
@@ -98,6 +99,7 @@ func (g *Gossip) refreshTargets() int {
 			continue
 		}
 		want[addr] = r.ID.Owner
+		recs[r.ID.Owner] = netip.AddrPortFrom(n.Advertise, or(n.SyncPort, DefaultSyncPort))
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -107,6 +109,10 @@ func (g *Gossip) refreshTargets() int {
 		}
 	}
 	for id, p := range g.peers {
+		// A node that moved while it had no link with us: others told us.
+		if r, ok := recs[id]; ok && g.links[id] == nil && time.Since(p.heard) > g.t.persist {
+			p.addr, p.sync = r.Addr(), r.Port()
+		}
 		if p.addr.IsValid() {
 			add(netip.AddrPortFrom(p.addr, p.sync).String(), id)
 		}
@@ -122,6 +128,12 @@ func (g *Gossip) refreshTargets() int {
 		}
 	}
 	delete(want, netip.AddrPortFrom(g.o.Advertise, g.syncPort).String())
+	g.known = make(map[netip.Addr]bool, len(want))
+	for addr := range want {
+		if ap, err := netip.ParseAddrPort(addr); err == nil {
+			g.known[ap.Addr().Unmap()] = true
+		}
+	}
 	for addr, id := range want {
 		t := g.targets[addr]
 		if t == nil {

@@ -77,6 +77,9 @@ type hello struct {
 	GossipPort uint16       `cbor:"11,keyasint,omitempty"`
 	SyncPort   uint16       `cbor:"12,keyasint,omitempty"`
 	Bootstrap  bool         `cbor:"13,keyasint,omitempty"`
+	Began      uint64       `cbor:"20,keyasint,omitempty"` // epoch at the start of the process: who has run longer
+	Probe      bool         `cbor:"21,keyasint,omitempty"` // only asks who is there
+	Started    int64        `cbor:"22,keyasint,omitempty"` // by the sender's clock, Unix microseconds
 }
 
 // refuse says why the sender closes the connection.
@@ -90,7 +93,8 @@ type ping struct {
 }
 
 type pong struct {
-	ID uint64 `cbor:"1,keyasint"`
+	ID   uint64 `cbor:"1,keyasint"`
+	Time int64  `cbor:"2,keyasint,omitempty"` // the sender's clock, Unix microseconds; 0: not told
 }
 
 // root opens an exchange: the hash of heads and buckets.

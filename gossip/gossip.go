@@ -47,10 +47,10 @@ const (
 	protoVersion = 1
 	// maxMesh is up to how many other nodes a link is kept to each.
 	maxMesh = 8
-	// maxEarlyConns bounds connections that have not proved anything yet.
-	maxEarlyConns = 64
-	// maxHandlers bounds calls of others that run at the same time.
-	maxHandlers = 32
+	// maxHandlers bounds calls of others that run at the same time,
+	// peerHandlers those of one peer.
+	maxHandlers  = 48
+	peerHandlers = 32
 )
 
 // Gossip is one node's part in the cluster. Its methods are safe for
@@ -64,11 +64,14 @@ type Gossip struct {
 	store    *state.Store
 	secrets  atomic.Pointer[secrets]
 	instance []byte
+	began    uint64 // epoch at the start; see clone.go
+	started  int64
+	clones   clones
 	rep      replica
 	met      *metrics
 	tokens   *tokens
 
-	early    chan struct{} // slots for unauthenticated connections
+	early    *gate
 	handlers chan struct{}
 	joinRate *rate.Limiter
 	logRate  logLimiter
@@ -98,6 +101,7 @@ type Gossip struct {
 	links    map[state.NodeID]*link
 	peers    map[state.NodeID]*peerInfo
 	targets  map[string]*target
+	known    map[netip.Addr]bool // addresses of nodes, and of whom we are to join
 	refusals map[string]Refusal
 	track    *tracker
 	members  *memberlistNode
@@ -118,6 +122,8 @@ type peerInfo struct {
 	lastError string
 	joinAt    time.Time // not before: next try to bring it into memberlist
 	joinWait  time.Duration
+	vetted    []byte // instance that nobody contested, when asked last
+	vettedAt  time.Time
 }
 
 // New checks the options and prepares a Gossip. It opens no socket.
@@ -132,14 +138,15 @@ func New(o Options) (*Gossip, error) {
 	g := &Gossip{
 		o: o, t: o.timings(), log: o.Logger, now: o.Now, self: o.Identity.ID, store: o.Store,
 		instance: make([]byte, 16),
-		early:    make(chan struct{}, maxEarlyConns), handlers: make(chan struct{}, maxHandlers),
+		handlers: make(chan struct{}, maxHandlers),
 		joinRate: rate.NewLimiter(2, 10),
 		synced:   make(chan struct{}), met1: make(chan struct{}), named: make(chan struct{}),
 		wakeDial: make(chan struct{}, 1), wakeLive: make(chan struct{}, 1), wakeSave: make(chan struct{}, 1), wakeKeys: make(chan struct{}, 1),
 		cluster: o.Cluster.clone(), links: map[state.NodeID]*link{}, peers: map[state.NodeID]*peerInfo{},
-		targets: map[string]*target{}, refusals: map[string]Refusal{},
+		targets: map[string]*target{}, refusals: map[string]Refusal{}, clones: newClones(),
 	}
 	rand.Read(g.instance) // never fails, see crypto/rand
+	g.early = newGate(earlyConns, g.isKnown)
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
@@ -165,6 +172,7 @@ func New(o Options) (*Gossip, error) {
 	// Learned so far: what we wrote before, and the clock. Hellos raise it.
 	stored := o.Store.Snapshot().Head(g.self).Mark.Epoch
 	o.Store.SetEpoch(max(stored+1, uint64(max(0, g.now().Unix()))))
+	g.began, g.started = o.Store.Epoch(), g.now().UnixMicro()
 	if g.cluster.ID != "" {
 		close(g.named)
 	}
@@ -190,7 +198,8 @@ func (g *Gossip) alone() bool {
 }
 
 // Run takes part in the cluster until ctx ends. It does not leave it: a
-// restart is no leave. Only a port that cannot be opened makes it fail.
+// restart is no leave. Only a port that cannot be opened makes it fail, and
+// another machine with this node's key: then the error is ErrClone.
 func (g *Gossip) Run(ctx context.Context) error {
 	if !g.running.CompareAndSwap(false, true) {
 		return errors.New("run gossip: it ran already")
@@ -220,6 +229,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	eg.Go(func() error { return g.syncLoop(ctx) })
 	eg.Go(func() error { return g.saveLoop(ctx) })
 	eg.Go(func() error { return g.keyLoop(ctx) })
+	eg.Go(func() error { return g.cloneLoop(ctx) })
 	err = eg.Wait()
 	g.mu.Lock()
 	links := g.allLinks()
@@ -350,6 +360,7 @@ func (g *Gossip) hello(to state.NodeID) *hello {
 		Proto: protoVersion, ClusterID: g.cluster.ID, Cluster: g.cluster.Name, RingID: g.cluster.RingID,
 		Node: g.self, Name: g.o.Name, Instance: g.instance, Epoch: g.store.Epoch(), Held: max(held, g.track.epoch(to)),
 		Addr: g.o.Advertise.String(), GossipPort: g.o.GossipPort, SyncPort: g.syncPort, Bootstrap: g.cluster.Bootstrap,
+		Began: g.began, Started: g.started,
 	}
 }
 

@@ -22,7 +22,8 @@ const (
 	codeRing      = "ring"      // another ring ID
 	codeNone      = "none"      // neither side has a cluster
 	codeProto     = "protocol"  // no common protocol version
-	codeClone     = "clone"     // two machines with one node key
+	codeClone     = "clone"     // two machines with one node key: the receiver is the copy
+	codeCopy      = "copy"      // likewise: the sender is the copy
 	codeSelf      = "self"      // called itself
 	codeDuplicate = "duplicate" // there is a connection already
 	codeBusy      = "busy"
@@ -94,9 +95,8 @@ func (g *Gossip) accept(ctx context.Context, ln net.Listener) error {
 			c.Close()
 			continue
 		}
-		select {
-		case g.early <- struct{}{}:
-		default:
+		slot := g.early.admit(c, remote)
+		if slot == nil {
 			g.met.refused.WithLabelValues(codeBusy).Inc()
 			c.Close()
 			continue
@@ -107,7 +107,7 @@ func (g *Gossip) accept(ctx context.Context, ln net.Listener) error {
 		g.wg.Add(1)
 		go func() {
 			defer g.wg.Done()
-			g.answer(ctx, c, remote)
+			g.answer(ctx, c, remote, slot)
 		}()
 	}
 }
@@ -121,15 +121,8 @@ func remoteIP(c net.Conn) netip.Addr {
 
 // answer handles a connection that somebody opened to us. It gives its early
 // slot back when the peer is verified or gone.
-func (g *Gossip) answer(ctx context.Context, raw net.Conn, remote netip.Addr) {
-	slot := true
-	release := func() {
-		if slot {
-			slot = false
-			<-g.early
-		}
-	}
-	defer release()
+func (g *Gossip) answer(ctx context.Context, raw net.Conn, remote netip.Addr, slot *pass) {
+	defer slot.done()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
 	raw.SetDeadline(time.Now().Add(g.t.handshake))
@@ -158,7 +151,7 @@ func (g *Gossip) answer(ctx context.Context, raw net.Conn, remote netip.Addr) {
 	h, ok := f.(*hello)
 	if r, isRefusal := f.(*refuse); isRefusal {
 		conn.Close()
-		g.noteRefusal(remote.String(), id, &RefusedError{r.Code, printable(r.Reason)})
+		g.noteRefusal(remote.String(), id, g.heed(&RefusedError{r.Code, printable(r.Reason)}))
 		return
 	}
 	if !ok {
@@ -169,13 +162,21 @@ func (g *Gossip) answer(ctx context.Context, raw net.Conn, remote netip.Addr) {
 		g.refuse(conn, remote.String(), id, r)
 		return
 	}
+	if h.Probe {
+		g.answerProbe(conn, id)
+		return
+	}
+	if r := g.contest(ctx, id, h); r != nil {
+		g.refuse(conn, remote.String(), id, r)
+		return
+	}
 	mine := g.hello(id)
 	l := g.newLink(conn, id, h, remote.String(), false)
 	if !g.addLink(l) {
 		g.refuse(conn, remote.String(), id, &refuse{codeDuplicate, "there is a connection already"})
 		return
 	}
-	release()
+	slot.done()
 	if err := l.first(mine); err != nil {
 		g.dropLink(l, fmt.Errorf("send hello: %w", err))
 		return
@@ -194,22 +195,31 @@ func (l *link) first(f frame) error {
 	return err
 }
 
-// connect opens a connection to an address and returns the link that came of
-// it, which serves in a goroutine of its own.
-func (g *Gossip) connect(ctx context.Context, addr string) (*link, error) {
-	hctx, cancel := context.WithTimeout(ctx, g.t.handshake)
-	defer cancel()
+// dialRaw opens a stream connection to an address, before TLS.
+func (g *Gossip) dialRaw(ctx context.Context, addr string) (net.Conn, error) {
 	if g.o.net.allow != nil {
 		if ap, err := netip.ParseAddrPort(addr); err == nil && !g.o.net.allow(ap.Addr()) {
 			return nil, fmt.Errorf("dial %s: %w", addr, errBlocked)
 		}
 	}
-	raw, err := g.o.net.dialFrom(hctx, g.o.Bind, addr)
+	raw, err := g.o.net.dialFrom(ctx, g.o.Bind, addr)
 	if err != nil {
 		return nil, err
 	}
 	if g.o.net.wrap != nil {
 		raw = g.o.net.wrap(raw)
+	}
+	return raw, nil
+}
+
+// connect opens a connection to an address and returns the link that came of
+// it, which serves in a goroutine of its own.
+func (g *Gossip) connect(ctx context.Context, addr string) (*link, error) {
+	hctx, cancel := context.WithTimeout(ctx, g.t.handshake)
+	defer cancel()
+	raw, err := g.dialRaw(hctx, addr)
+	if err != nil {
+		return nil, err
 	}
 	stop := context.AfterFunc(hctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -233,7 +243,7 @@ func (g *Gossip) connect(ctx context.Context, addr string) (*link, error) {
 		conn.Close()
 		return nil, &RefusedError{codeDuplicate, "there is a connection already"}
 	}
-	l, err := g.greet(conn, id, addr)
+	l, err := g.greet(hctx, conn, id, addr)
 	if err != nil {
 		conn.Close()
 		if re, ok := errors.AsType[*RefusedError](err); ok {
@@ -251,7 +261,7 @@ func (g *Gossip) connect(ctx context.Context, addr string) (*link, error) {
 }
 
 // greet exchanges hellos as the caller.
-func (g *Gossip) greet(conn secureConn, id state.NodeID, addr string) (*link, error) {
+func (g *Gossip) greet(ctx context.Context, conn secureConn, id state.NodeID, addr string) (*link, error) {
 	b, err := encodeFrame(g.hello(id))
 	if err != nil {
 		return nil, err
@@ -265,9 +275,13 @@ func (g *Gossip) greet(conn secureConn, id state.NodeID, addr string) (*link, er
 	}
 	switch f := f.(type) {
 	case *refuse:
-		return nil, &RefusedError{f.Code, printable(f.Reason)}
+		return nil, g.heed(&RefusedError{f.Code, printable(f.Reason)})
 	case *hello:
-		if r := g.check(id, f); r != nil {
+		r := g.check(id, f)
+		if r == nil {
+			r = g.contest(ctx, id, f)
+		}
+		if r != nil {
 			if b, err := encodeFrame(r); err == nil {
 				conn.Write(b)
 			}
@@ -286,6 +300,7 @@ func (g *Gossip) greet(conn secureConn, id state.NodeID, addr string) (*link, er
 func (g *Gossip) check(id state.NodeID, h *hello) *refuse {
 	h.Name, h.Cluster = printable(h.Name), printable(h.Cluster)
 	h.ClusterID, h.RingID = printable(h.ClusterID), printable(h.RingID)
+	h.Addr = printable(h.Addr)
 	switch {
 	case h.Proto != protoVersion:
 		return &refuse{codeProto, fmt.Sprintf("%s speaks version %d of the sync protocol, %s version %d: upgrade the older one",
@@ -295,8 +310,7 @@ func (g *Gossip) check(id state.NodeID, h *hello) *refuse {
 	case id == g.self && bytes.Equal(h.Instance, g.instance):
 		return &refuse{codeSelf, "that is this node itself"}
 	case id == g.self:
-		return &refuse{codeClone, fmt.Sprintf("%s and %s have the same node key (%s): a disk was cloned; "+
-			"remove the state directory of the copy and join it with a token", g.o.Name, h.Name, id)}
+		return g.twin(h)
 	}
 	return g.learned(h)
 }

@@ -13,11 +13,7 @@ import (
 	"nodenet/state"
 )
 
-const (
-	queueFrames = 1024
-	queueBytes  = 16 << 20
-	linkBuffer  = 16 << 10 // each way: a TLS record's worth
-)
+const linkBuffer = 16 << 10 // each way: a TLS record's worth
 
 var (
 	errQueueFull = errors.New("send queue is full: the peer is too slow")
@@ -26,8 +22,7 @@ var (
 )
 
 // link is one verified connection to a peer. One goroutine reads and handles,
-// one writes: a slow peer fills only its own queue, and what does not fit is
-// dropped, because anti-entropy brings it later.
+// one writes: a slow peer fills only its own queue, see sendQueue.
 type link struct {
 	g        *Gossip
 	conn     secureConn
@@ -38,15 +33,16 @@ type link struct {
 	outbound bool
 	opened   time.Time
 
-	out    chan []byte
-	queued atomic.Int64
-	in     atomic.Uint64
-	sent   atomic.Uint64
-	heard  atomic.Int64 // time.Time of the last frame, as monotonic offset from opened
-	equal  atomic.Int64 // likewise: when both sides were last seen equal
-	rtt    atomic.Int64
-	sess   session   // the reader's own
-	asked  time.Time // likewise: when a gap in a push led to an exchange
+	queue sendQueue
+	limit throttle
+	in    atomic.Uint64
+	sent  atomic.Uint64
+	heard atomic.Int64 // time.Time of the last frame, as monotonic offset from opened
+	rtt   atomic.Int64
+	sess  session   // the reader's own
+	asked time.Time // likewise: when a gap in a push led to an exchange
+	given exchanges
+	clock peerClock
 
 	box     outbox
 	offered chan struct{} // signalled when there is something in the box
@@ -54,10 +50,14 @@ type link struct {
 	pingMu sync.Mutex
 	pingID uint64
 	pingAt time.Time
+	ponged uint64        // the highest that was answered
+	waking chan struct{} // closed and replaced at each answer
 
 	callMu sync.Mutex
 	callID uint64
 	calls  map[uint64]chan *response
+
+	serving atomic.Int32 // calls of the peer's that run here
 
 	closed chan struct{}
 	once   sync.Once
@@ -67,8 +67,8 @@ type link struct {
 func (g *Gossip) newLink(conn secureConn, peer state.NodeID, h *hello, addr string, outbound bool) *link {
 	return &link{
 		g: g, conn: conn, peer: peer, name: or(h.Name, peer.Short()), hello: h, addr: addr, outbound: outbound, opened: time.Now(),
-		out: make(chan []byte, queueFrames), offered: make(chan struct{}, 1), calls: map[uint64]chan *response{}, closed: make(chan struct{}),
-		sess: session{peer: peer},
+		queue: newSendQueue(), limit: newThrottle(), waking: make(chan struct{}),
+		calls: map[uint64]chan *response{}, closed: make(chan struct{}), offered: make(chan struct{}, 1), sess: session{peer: peer},
 	}
 }
 
@@ -91,20 +91,32 @@ func (l *link) send(f frame) error {
 	if err != nil {
 		return err
 	}
-	if l.queued.Add(int64(len(b))) > queueBytes {
-		l.queued.Add(-int64(len(b)))
-		l.g.met.dropped.Inc()
-		return errQueueFull
-	}
-	select {
-	case l.out <- b:
-		l.g.met.frames.WithLabelValues("out", f.kind().String()).Inc()
-		return nil
+	switch f.(type) {
+	case *ping, *pong, *refuse:
+		err = l.queue.put(b, true)
 	default:
-		l.queued.Add(-int64(len(b)))
-		l.g.met.dropped.Inc()
-		return errQueueFull
+		err = l.queue.put(b, false)
 	}
+	if err != nil {
+		l.g.met.dropped.Inc()
+		return err
+	}
+	l.g.met.frames.WithLabelValues("out", f.kind().String()).Inc()
+	return nil
+}
+
+// reply queues the frames of an exchange, all or none. It never blocks.
+func (l *link) reply(fs []frame) error {
+	if err := l.queue.putBulk(fs); err != nil {
+		l.g.met.dropped.Add(float64(len(fs)))
+		return err
+	}
+	for _, f := range fs {
+		if _, ok := f.(*root); ok {
+			l.given.asked()
+		}
+	}
+	return nil
 }
 
 // run serves the link until it ends and returns why.
@@ -127,15 +139,21 @@ func (l *link) run(ctx context.Context) error {
 }
 
 func (l *link) write(ctx context.Context) {
-	w := bufio.NewWriterSize(l.conn, linkBuffer)
+	w := newPieceWriter(l.conn, l.g.t.keepalive)
 	tick := time.NewTicker(l.g.t.ping)
 	defer tick.Stop()
 	put := func(b []byte) error {
-		l.conn.SetWriteDeadline(time.Now().Add(l.g.t.keepalive))
-		_, err := w.Write(b)
 		l.sent.Add(uint64(len(b)))
 		l.g.met.bytes.WithLabelValues("out").Add(float64(len(b)))
-		return err
+		return w.write(b)
+	}
+	alive := func() bool {
+		if time.Since(l.opened)-time.Duration(l.heard.Load()) > l.g.t.keepalive {
+			l.close(errSilent)
+			return false
+		}
+		l.ping()
+		return true
 	}
 	hold := time.NewTimer(time.Hour)
 	hold.Stop()
@@ -143,49 +161,64 @@ func (l *link) write(ctx context.Context) {
 	var pushed time.Time
 	l.ping()
 	for {
-		select {
-		case <-l.offered:
-			hold.Reset(l.pushing(pushed))
-		case <-hold.C:
-			pushed = time.Now()
-			if b := l.pushed(); b != nil {
-				err := put(b)
-				if err == nil {
-					err = w.Flush()
-				}
-				if err != nil {
-					l.close(fmt.Errorf("send: %w", err))
+		busy, err := l.writeSome(put)
+		if err == nil && !busy {
+			err = w.flush()
+		}
+		if err != nil {
+			l.close(fmt.Errorf("send: %w", err))
+			return
+		}
+		var b []byte
+		if busy {
+			select {
+			case <-ctx.Done():
+				l.close(nil)
+				return
+			case <-l.closed:
+				return
+			case <-tick.C:
+				if !alive() {
 					return
 				}
+			case <-l.offered:
+				hold.Reset(l.pushing(pushed))
+			case <-hold.C:
+				pushed = time.Now()
+				b = l.pushed()
+			default:
 			}
+			if b == nil {
+				continue
+			}
+			if err := put(b); err != nil {
+				l.close(fmt.Errorf("send: %w", err))
+				return
+			}
+			continue
+		}
+		select {
 		case <-ctx.Done():
 			l.close(nil)
 			return
 		case <-l.closed:
 			return
 		case <-tick.C:
-			if time.Since(l.opened)-time.Duration(l.heard.Load()) > l.g.t.keepalive {
-				l.close(errSilent)
+			if !alive() {
 				return
 			}
-			l.ping()
-		case b := <-l.out:
-			err := put(b)
-			l.queued.Add(-int64(len(b)))
-			for more := true; more && err == nil; {
-				select {
-				case b := <-l.out:
-					err = put(b)
-					l.queued.Add(-int64(len(b)))
-				default:
-					more = false
-				}
-			}
-			if err == nil {
-				l.conn.SetWriteDeadline(time.Now().Add(l.g.t.keepalive))
-				err = w.Flush()
-			}
-			if err != nil {
+		case <-l.offered:
+			hold.Reset(l.pushing(pushed))
+		case <-hold.C:
+			pushed = time.Now()
+			b = l.pushed()
+		case b = <-l.queue.urgent:
+		case b = <-l.queue.fresh:
+			l.queue.sent(b)
+		case <-l.queue.ready:
+		}
+		if b != nil {
+			if err := put(b); err != nil {
 				l.close(fmt.Errorf("send: %w", err))
 				return
 			}
@@ -193,34 +226,99 @@ func (l *link) write(ctx context.Context) {
 	}
 }
 
-func (l *link) ping() {
+// writeSome writes what is urgent, some of what is fresh and one frame of an
+// exchange, so that neither keeps the others waiting. It reports whether there
+// was anything.
+func (l *link) writeSome(put func([]byte) error) (busy bool, err error) {
+	for range queueBulk {
+		var b []byte
+		select {
+		case b = <-l.queue.urgent:
+		default:
+			select {
+			case b = <-l.queue.fresh:
+				l.queue.sent(b)
+			default:
+			}
+		}
+		if b == nil {
+			break
+		}
+		busy = true
+		if err := put(b); err != nil {
+			return busy, err
+		}
+	}
+	f := l.queue.takeBulk()
+	if f == nil {
+		return busy, nil
+	}
+	b, err := encodeFrame(f)
+	if err != nil {
+		return true, err
+	}
+	l.g.met.frames.WithLabelValues("out", f.kind().String()).Inc()
+	return true, put(b)
+}
+
+// ping asks for a sign of life and returns the question's number.
+func (l *link) ping() uint64 {
 	l.pingMu.Lock()
 	l.pingID++
 	id := l.pingID
 	l.pingAt = time.Now()
 	l.pingMu.Unlock()
 	l.send(&ping{ID: id})
+	return id
 }
 
-func (l *link) pong(id uint64) {
+func (l *link) pong(f *pong) {
+	now := time.Now()
 	l.pingMu.Lock()
-	at, ok := l.pingAt, id == l.pingID
+	at, ok := l.pingAt, f.ID == l.pingID
+	if f.ID > l.ponged && f.ID <= l.pingID {
+		l.ponged = f.ID
+		close(l.waking)
+		l.waking = make(chan struct{})
+	}
 	l.pingMu.Unlock()
 	if !ok {
 		return
 	}
 	// Smoothed like TCP's (RFC 6298): one late answer is not a slow network.
-	d := time.Since(at)
+	d := now.Sub(at)
+	l.clock.sample(d, f.Time, l.g.now())
 	if old := time.Duration(l.rtt.Load()); old > 0 {
 		d = old + (d-old)/8
 	}
 	l.rtt.Store(int64(d))
 }
 
-func (l *link) read(ctx context.Context) error {
-	r := bufio.NewReaderSize(l.conn, linkBuffer)
+// answers asks the peer for a sign of life and reports whether one came while
+// ctx lasts.
+func (l *link) answers(ctx context.Context) bool {
+	id := l.ping()
 	for {
-		l.conn.SetReadDeadline(time.Now().Add(l.g.t.keepalive))
+		l.pingMu.Lock()
+		there, again := l.ponged >= id, l.waking
+		l.pingMu.Unlock()
+		if there {
+			return true
+		}
+		select {
+		case <-again:
+		case <-l.closed:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (l *link) read(ctx context.Context) error {
+	pr := &progressReader{l.conn, l.g.t.keepalive, func() { l.heard.Store(int64(time.Since(l.opened))) }}
+	r := bufio.NewReaderSize(pr, linkBuffer)
+	for {
 		f, n, err := readFrame(r, MaxFrame)
 		if err != nil {
 			select {
@@ -234,8 +332,10 @@ func (l *link) read(ctx context.Context) error {
 			return err
 		}
 		l.in.Add(uint64(n))
-		l.heard.Store(int64(time.Since(l.opened)))
 		l.g.met.bytes.WithLabelValues("in").Add(float64(n))
+		if l.limit.wait(ctx, l.closed, n) {
+			l.g.met.throttled.Inc()
+		}
 		if f == nil {
 			continue // from a newer version
 		}
@@ -249,9 +349,9 @@ func (l *link) read(ctx context.Context) error {
 func (l *link) handle(ctx context.Context, f frame) error {
 	switch f := f.(type) {
 	case *ping:
-		l.send(&pong{ID: f.ID})
+		l.send(&pong{ID: f.ID, Time: l.g.now().UnixMicro()})
 	case *pong:
-		l.pong(f.ID)
+		l.pong(f)
 	case *request:
 		l.serve(ctx, f)
 	case *response:
@@ -259,7 +359,7 @@ func (l *link) handle(ctx context.Context, f frame) error {
 	case *bye:
 		l.g.log.Info("peer leaves the cluster", "peer", l.name, "node", l.peer)
 	case *refuse:
-		return &RefusedError{Code: f.Code, Reason: printable(f.Reason)}
+		return l.g.heed(&RefusedError{Code: f.Code, Reason: printable(f.Reason)})
 	case *root, *same, *digest, *deltas, *records, *done, *push:
 		l.replicate(f)
 	}
@@ -275,18 +375,14 @@ func (l *link) replicate(f frame) {
 		}
 		f = p
 	}
+	l.given.note(f, l.sess.more, g.self)
 	o := g.rep.handle(&l.sess, f)
 	if _, ok := f.(*push); ok && len(o.reply) > 0 && !l.mayAsk() {
 		o.reply = nil
 	}
-	for _, r := range o.reply {
-		if err := l.send(r); err != nil {
-			// The exchange breaks off; the next one takes over from there.
-			if g.logRate.allow("send "+string(l.peer), g.now()) {
-				g.log.Warn("exchange cut short", "peer", l.name, "err", err)
-			}
-			break
-		}
+	if err := l.reply(o.reply); err != nil && g.logRate.allow("send "+string(l.peer), g.now()) {
+		// The exchange breaks off; the next one takes over from there.
+		g.log.Warn("exchange cut short", "peer", l.name, "err", err)
 	}
 	for _, err := range o.errs {
 		g.met.rejected.Inc()
@@ -301,9 +397,6 @@ func (l *link) replicate(f frame) {
 	if o.synced {
 		g.noteSync(l, o.proven)
 	}
-	if o.equal {
-		l.equal.Store(int64(time.Since(l.opened)))
-	}
 	if o.fresh != nil {
 		g.forward(o.fresh, l.peer)
 	}
@@ -311,8 +404,11 @@ func (l *link) replicate(f frame) {
 
 // startSync opens an exchange.
 func (l *link) startSync() {
+	if l.queue.bulkWaits() {
+		return // one is under way, and takes its time
+	}
 	l.g.met.rounds.Inc()
-	l.send(l.g.rep.start())
+	l.reply([]frame{l.g.rep.start()})
 }
 
 // heardAt returns when the last frame came.

@@ -80,16 +80,16 @@ func TestCall(t *testing.T) {
 	}
 	cancel2()
 	eventually(t, "the handler ended with the caller's deadline", func() bool { return len(b.handlers) == 0 })
-	results := make(chan error, maxHandlers)
-	for range maxHandlers {
+	results := make(chan error, peerHandlers)
+	for range peerHandlers {
 		go func() { _, err := a.Call(ctx, b.id.ID, "wait", nil); results <- err }()
 	}
-	eventually(t, "the pool is full", func() bool { return len(b.handlers) == maxHandlers })
+	eventually(t, "the pool is full", func() bool { return len(b.handlers) == peerHandlers })
 	if _, err := a.Call(ctx, b.id.ID, "echo", nil); !errors.As(err, &re) || !strings.Contains(re.Message, "busy") {
 		t.Errorf("full pool: %v", err)
 	}
 	close(release)
-	for range maxHandlers {
+	for range peerHandlers {
 		if err := <-results; err != nil {
 			t.Error(err)
 		}
@@ -143,7 +143,7 @@ func TestStrangersAreBounded(t *testing.T) {
 		}
 		return err == nil
 	})
-	for range 2 * maxEarlyConns {
+	for range 2 * perSource {
 		c, err := net.Dial("tcp", a.sync())
 		if err != nil {
 			t.Fatal(err)
@@ -160,7 +160,7 @@ func TestStrangersAreBounded(t *testing.T) {
 		}
 		c.Close()
 	}
-	eventually(t, "all slots are free again", func() bool { return len(a.early) == 0 })
+	eventually(t, "all slots are free again", func() bool { return a.early.held() == 0 })
 
 	// With a certificate of its own it gets one frame, a refusal.
 	id, _ := NewIdentity()
@@ -225,7 +225,7 @@ func TestMetricNames(t *testing.T) {
 	for _, f := range fams {
 		got = append(got, strings.TrimPrefix(f.GetName(), "nodenet_gossip_"))
 	}
-	want := []string{"bytes_total", "calls_total", "dial_errors_total", "forged_total", "frames_dropped_total", "frames_total", "frozen", "links",
+	want := []string{"bytes_total", "calls_total", "dial_errors_total", "forged_total", "frames_dropped_total", "frames_throttled_total", "frames_total", "frozen", "links",
 		"peers", "pushes_total", "records_applied_total", "records_rejected_total", "refused_total", "rtt_seconds", "sync_rounds_total"}
 	if !slices.Equal(got, want) {
 		t.Errorf("metrics %q\nwant %q", got, want)

@@ -30,6 +30,8 @@ type tracker struct {
 	members map[state.NodeID]*member
 	live    map[state.NodeID]state.Live
 	freeze  *freeze
+	flaps   map[state.NodeID]*flap
+	copies  map[state.NodeID]map[uint64]bool // epochs of copies of a node's disk
 }
 
 // freeze holds back withdrawals while this node must believe that it is the
@@ -41,12 +43,16 @@ type freeze struct {
 }
 
 func newTracker(self state.NodeID, t timings, now time.Time) *tracker {
-	return &tracker{self: self, started: now, t: t, members: map[state.NodeID]*member{}, live: map[state.NodeID]state.Live{}}
+	return &tracker{self: self, started: now, t: t, members: map[state.NodeID]*member{},
+		live: map[state.NodeID]state.Live{}, flaps: map[state.NodeID]*flap{}}
 }
 
 // join notes that memberlist has seen a node, and reports whether that counts:
 // an older epoch than the one known is a leftover of a former life.
 func (k *tracker) join(id state.NodeID, m member) bool {
+	if k.copies[id][m.epoch] {
+		return false
+	}
 	if old := k.members[id]; old != nil {
 		if m.epoch < old.epoch {
 			return false
@@ -70,6 +76,21 @@ func (k *tracker) leave(id state.NodeID, epoch uint64) bool {
 	}
 	m.up = false
 	return true
+}
+
+// disown puts back what was known of a node before a copy of its disk joined
+// with a newer epoch, and ignores that epoch from now on.
+func (k *tracker) disown(id state.NodeID, was member, epoch uint64) {
+	if k.copies == nil {
+		k.copies = map[state.NodeID]map[uint64]bool{}
+	}
+	if k.copies[id] == nil || len(k.copies[id]) >= 16 {
+		k.copies[id] = map[uint64]bool{}
+	}
+	k.copies[id][epoch] = true
+	if m := k.members[id]; m != nil && m.epoch == epoch {
+		k.members[id] = &was
+	}
 }
 
 func (k *tracker) ack(id state.NodeID, epoch uint64, now time.Time) {
@@ -138,10 +159,12 @@ func (k *tracker) compute(now time.Time, known []state.NodeID, left map[state.No
 		}
 	}
 	k.massDeath(now, out)
+	k.countDeaths(now, out)
 	for id, l := range out {
 		switch l.State {
 		case state.Alive, state.Suspect:
 			l.Serving = true
+			l.Flapping = k.hold(id, now) > 0
 		case state.Dead:
 			l.Serving = now.Sub(l.Since) < k.t.hold || k.freeze != nil && k.freeze.lost[id]
 		case state.Unknown:
@@ -153,6 +176,52 @@ func (k *tracker) compute(now time.Time, known []state.NodeID, left map[state.No
 	}
 	k.live = out
 	return maps.Clone(out), k.next(now, out)
+}
+
+// countDeaths adds to the penalties of those that died just now. Deaths that
+// may be our own network's fault do not count: those of a freeze, and any while
+// nobody else is there.
+func (k *tracker) countDeaths(now time.Time, cur map[state.NodeID]state.Live) {
+	company := false
+	for id, l := range cur {
+		company = company || id != k.self && (l.State == state.Alive || l.State == state.Suspect)
+	}
+	for id, l := range cur {
+		was := k.live[id].State
+		if l.State != state.Dead || was != state.Alive && was != state.Suspect || !company || k.freeze != nil {
+			continue
+		}
+		f := k.flaps[id]
+		if f == nil {
+			f = &flap{}
+			k.flaps[id] = f
+		}
+		f.add(flapDeath, now)
+		f.counted = true
+	}
+	for id, l := range cur {
+		f := k.flaps[id]
+		if f == nil || !f.counted || l.State != state.Dead {
+			continue
+		}
+		if k.freeze != nil || !company && now.Sub(l.Since) <= k.t.window {
+			f.add(-flapDeath, now) // it was the first of many
+			f.counted = false
+		}
+	}
+	for id, f := range k.flaps {
+		if f.hold(now) == 0 && f.now(now) < 1 || cur[id].State == state.Left {
+			delete(k.flaps, id)
+		}
+	}
+}
+
+// hold returns how much longer services prefer other nodes to a flapping one.
+func (k *tracker) hold(id state.NodeID, now time.Time) time.Duration {
+	if f := k.flaps[id]; f != nil {
+		return f.hold(now)
+	}
+	return 0
 }
 
 // massDeath begins and ends a freeze: when over half of at least five live
@@ -190,7 +259,10 @@ func (k *tracker) massDeath(now time.Time, cur map[state.NodeID]state.Live) {
 // next is how long the result stays valid without a new event.
 func (k *tracker) next(now time.Time, cur map[state.NodeID]state.Live) time.Duration {
 	d := k.t.life / 2
-	for _, l := range cur {
+	for id, l := range cur {
+		if l.Flapping {
+			d = min(d, k.hold(id, now))
+		}
 		if l.State == state.Dead && l.Serving {
 			if rest := k.t.hold - now.Sub(l.Since); rest > 0 {
 				d = min(d, rest)

@@ -83,6 +83,7 @@ func (g *Gossip) memberUp(n *memberlist.Node) {
 		m.addr = a.Unmap().String()
 	}
 	g.mu.Lock()
+	g.doubtful(id, m)
 	counts := g.track.join(id, m)
 	if counts && m.name != "" && id != g.self {
 		g.info(id).name = m.name
@@ -125,7 +126,7 @@ func (g *Gossip) startMembers() (*memberlistNode, error) {
 			bind = netip.IPv6Unspecified()
 		}
 	}
-	nt, err := g.o.net.members(bind, g.o.GossipPort, logger)
+	nt, err := g.o.net.members(bind, g.o.GossipPort, logger, newGate(memberConns, g.isKnown))
 	if err != nil {
 		return nil, fmt.Errorf("listen on gossip port %d: %w", g.o.GossipPort, err)
 	}

@@ -19,6 +19,7 @@ type metrics struct {
 	rejected   prometheus.Counter
 	forged     prometheus.Counter
 	dropped    prometheus.Counter
+	throttled  prometheus.Counter
 	dialErrors prometheus.Counter
 	peers      *prometheus.Desc
 	links      *prometheus.Desc
@@ -48,6 +49,7 @@ func newMetrics(g *Gossip) *metrics {
 		rejected:   counter("records_rejected_total", "Deltas or records of peers that were refused."),
 		forged:     counter("forged_total", "Deltas of peers that are not what the owner of the records signed."),
 		dropped:    counter("frames_dropped_total", "Frames not sent because a peer's queue was full."),
+		throttled:  counter("frames_throttled_total", "Frames that had to wait because their peer sends too fast."),
 		dialErrors: counter("dial_errors_total", "Connections to peers that did not come about."),
 		peers:      desc("peers", "Other nodes by state.", "state"),
 		links:      desc("links", "Open streams."),
@@ -57,7 +59,7 @@ func newMetrics(g *Gossip) *metrics {
 }
 
 func (m *metrics) counters() []prometheus.Collector {
-	return []prometheus.Collector{m.frames, m.bytes, m.refused, m.calls, m.rounds, m.pushes, m.applied, m.rejected, m.forged, m.dropped, m.dialErrors}
+	return []prometheus.Collector{m.frames, m.bytes, m.refused, m.calls, m.rounds, m.pushes, m.applied, m.rejected, m.forged, m.dropped, m.throttled, m.dialErrors}
 }
 
 // Describe implements prometheus.Collector.

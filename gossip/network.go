@@ -7,7 +7,6 @@ import (
 	"log"
 	"net"
 	"net/netip"
-	"time"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -80,8 +79,8 @@ func (n *network) client(raw net.Conn, c *tls.Config) secureConn {
 	return tls.Client(raw, c)
 }
 
-// members opens the gossip port.
-func (n *network) members(bind netip.Addr, port uint16, logger *log.Logger) (memberlist.NodeAwareTransport, error) {
+// members opens the gossip port, with a gate before its streams.
+func (n *network) members(bind netip.Addr, port uint16, logger *log.Logger, g *gate) (memberlist.NodeAwareTransport, error) {
 	if n.transport != nil {
 		return n.transport(port)
 	}
@@ -91,41 +90,5 @@ func (n *network) members(bind netip.Addr, port uint16, logger *log.Logger) (mem
 	if err != nil {
 		return nil, err
 	}
-	return &transport{NetTransport: nt, allow: n.allow}, nil
-}
-
-// transport is memberlist's own, which asks allow first.
-type transport struct {
-	*memberlist.NetTransport
-	allow func(netip.Addr) bool
-}
-
-func (t *transport) passes(addr string) bool {
-	if t.allow == nil {
-		return true
-	}
-	ap, err := netip.ParseAddrPort(addr)
-	return err != nil || t.allow(ap.Addr().Unmap())
-}
-
-func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
-	return t.WriteToAddress(b, memberlist.Address{Addr: addr})
-}
-
-func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
-	if !t.passes(a.Addr) {
-		return time.Now(), nil // lost on the way
-	}
-	return t.NetTransport.WriteToAddress(b, a)
-}
-
-func (t *transport) DialTimeout(addr string, d time.Duration) (net.Conn, error) {
-	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, d)
-}
-
-func (t *transport) DialAddressTimeout(a memberlist.Address, d time.Duration) (net.Conn, error) {
-	if !t.passes(a.Addr) {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: net.ErrClosed}
-	}
-	return t.NetTransport.DialAddressTimeout(a, d)
+	return newTransport(nt, n.allow, g), nil
 }

@@ -73,7 +73,7 @@ type timings struct {
 	hold, grace, window, thaw, handshake   time.Duration
 	suspicion                              int
 	rotate, persist, memberWait, keepalive time.Duration
-	firstWait                              time.Duration
+	firstWait, challenge                   time.Duration
 }
 
 func or[T comparable](v, def T) T {
@@ -104,6 +104,7 @@ func (o *Options) timings() timings {
 	t.persist = 5 * t.sync
 	t.memberWait = t.sync
 	t.firstWait = 2 * t.sync
+	t.challenge = 2 * t.handshake / 5
 	return t
 }
 

@@ -142,20 +142,28 @@ func (l *link) answered(r *response) {
 	}
 }
 
-// serve runs a peer's request on a slot of the pool; with none free it says so
-// at once instead of letting requests pile up.
+// serve runs a peer's request on a slot of the pool, of which one peer can
+// have two thirds; with none free it says so at once instead of letting
+// requests pile up.
 func (l *link) serve(ctx context.Context, r *request) {
 	g := l.g
-	select {
-	case g.handlers <- struct{}{}:
-	default:
+	free := l.serving.Add(1) <= peerHandlers
+	if free {
+		select {
+		case g.handlers <- struct{}{}:
+		default:
+			free = false
+		}
+	}
+	if !free {
+		l.serving.Add(-1)
 		l.send(&response{ID: r.ID, Error: "node is busy with other requests: try again"})
 		return
 	}
 	g.wg.Add(1)
 	go func() {
 		defer g.wg.Done()
-		defer func() { <-g.handlers }()
+		defer func() { <-g.handlers; l.serving.Add(-1) }()
 		d := time.Duration(r.Timeout) * time.Millisecond
 		if d <= 0 || d > callMax {
 			d = callTimeout

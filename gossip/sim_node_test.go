@@ -126,8 +126,9 @@ type simNode struct {
 	work   sync.WaitGroup
 	up     bool
 
-	mayFail  bool // its Run may refuse to run
-	restored bool // the disk was put back to an earlier day: it knows less than was acknowledged
+	mayFail  bool  // its Run may refuse to run
+	err      error // what Run said at the end of its last life
+	restored bool  // the disk was put back to an earlier day: it knows less than was acknowledged
 	model    simModel
 }
 
@@ -263,7 +264,11 @@ func (n *simNode) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done, n.up = cancel, make(chan error, 1), true
 	g, done := n.g, n.done
-	go func() { done <- g.Run(ctx) }()
+	go func() {
+		err := g.Run(ctx)
+		cancel() // as in the daemon: when one part ends, all do
+		done <- err
+	}()
 	n.work.Add(1)
 	go func() {
 		defer n.work.Done()
@@ -283,8 +288,8 @@ func (n *simNode) kill(rst bool) {
 
 func (n *simNode) end() {
 	n.cancel()
-	if err := <-n.done; err != nil && !n.mayFail {
-		n.sim.violated("%s: Run: %v", n.name, err)
+	if n.err = <-n.done; n.err != nil && !n.mayFail {
+		n.sim.violated("%s: Run: %v", n.name, n.err)
 	}
 	n.work.Wait()
 	c := n.g.Cluster()

@@ -29,6 +29,14 @@ type Peer struct {
 	BytesIn   uint64
 	BytesOut  uint64
 	LastError string // why there is no connection; empty while there is one
+
+	// Hold is how much longer services prefer other nodes, because this one
+	// died and came back again and again; 0: it is not flapping.
+	Hold time.Duration
+	// Skew is how far its clock is ahead of ours, behind if negative; its
+	// error is at most half a round trip. 0 without SkewKnown.
+	Skew      time.Duration
+	SkewKnown bool
 }
 
 // Peers returns the other nodes that are known of, also those that left,
@@ -45,6 +53,9 @@ func (g *Gossip) Peers() []Peer {
 	for id, l := range g.track.live {
 		p := at(id)
 		p.State, p.Since = l.State, l.Since
+		if l.Flapping {
+			p.Hold = g.track.hold(id, time.Now())
+		}
 	}
 	for id, i := range g.peers {
 		p := at(id)
@@ -54,6 +65,7 @@ func (g *Gossip) Peers() []Peer {
 			p.Connected, p.RTT, p.LastError = true, time.Duration(l.rtt.Load()), ""
 			p.BytesIn, p.BytesOut = p.BytesIn+l.in.Load(), p.BytesOut+l.sent.Load()
 			p.LastHeard = l.heardAt()
+			p.Skew, p.SkewKnown = l.clock.ahead()
 		}
 	}
 	g.mu.Unlock()
@@ -92,6 +104,9 @@ type Status struct {
 	Frozen                     bool // withdrawals are held back after a mass loss
 	Connected, Known           int  // other nodes that have not left
 	Refused                    []Refusal
+	// Skew is how far most peers' clocks are ahead of ours (the median), behind
+	// if negative: beyond a minute, OK is false.
+	Skew time.Duration
 }
 
 // Frozen reports whether withdrawals are held back.
@@ -103,14 +118,19 @@ func (g *Gossip) Frozen() bool {
 
 // Status returns the state of the subsystem.
 func (g *Gossip) Status() Status {
-	rev := g.store.Snapshot().Rev()
+	sn := g.store.Snapshot()
+	rev, gone := sn.Rev(), sn.Gone()
 	s := Status{Desired: rev, Applied: rev, Epoch: g.store.Epoch(), OK: true}
 	alive := 0
+	var skews []time.Duration
 	for _, p := range g.Peers() {
-		if p.State == state.Left {
+		if p.State == state.Left || gone.Node(p.ID) {
 			continue
 		}
 		s.Known++
+		if p.SkewKnown {
+			skews = append(skews, p.Skew)
+		}
 		if p.Connected {
 			s.Connected++
 		}
@@ -141,6 +161,7 @@ func (g *Gossip) Status() Status {
 	slices.SortFunc(s.Refused, func(a, b Refusal) int { return b.When.Compare(a.When) })
 	slices.Sort(unreached)
 
+	s.Skew = skewOf(skews)
 	s.Detail = fmt.Sprintf("%d of %d peers alive, %d connected", alive, s.Known, s.Connected)
 	switch {
 	case s.ClusterID == "":
@@ -156,6 +177,10 @@ func (g *Gossip) Status() Status {
 		s.OK = false
 		s.Error = "over half of the nodes were lost at once: withdrawals are frozen"
 		s.Fix = "check this node's network"
+	case s.Skew.Abs() > badSkew:
+		s.OK = false
+		s.Error = "this node's clock is " + skewText(-s.Skew) + " that of most peers"
+		s.Fix = "set it with NTP (chrony, systemd-timesyncd): the cluster goes on, but whose change is newer is decided by the clocks, and certificates and tokens of others look expired"
 	}
 	if !s.OK && len(unreached) > 0 {
 		s.Error += " (" + unreached[0] + ")"

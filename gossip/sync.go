@@ -59,40 +59,45 @@ func (g *Gossip) Leave(ctx context.Context) error {
 	return err
 }
 
-// handOver waits until every peer of the list that is still there was seen
-// equal to us, or one at least when the time is up.
+// handOver waits until every peer of the list that is still there holds what
+// we hold now, or one at least when the time is up.
 func (g *Gossip) handOver(ctx context.Context, links []*link) error {
-	began := make(map[*link]int64, len(links))
+	mark := g.store.Snapshot().Head(g.self).Mark
+	target := make(map[*link]uint64, len(links))
 	for _, l := range links {
-		began[l] = int64(time.Since(l.opened))
 		l.startSync()
+		target[l] = l.given.last()
 	}
 	tick := time.NewTicker(max(g.t.sync/10, 5*time.Millisecond))
 	defer tick.Stop()
 	again := time.NewTicker(g.t.sync)
 	defer again.Stop()
 	for {
-		equal, open := 0, 0
+		holds, open := 0, 0
 		for _, l := range links {
+			has := l.given.has(target[l], mark)
 			select {
 			case <-l.closed:
+				if has {
+					holds, open = holds+1, open+1
+				}
 				continue
 			default:
 			}
 			open++
-			if l.equal.Load() > began[l] {
-				equal++
+			if has {
+				holds++
 			}
 		}
 		switch {
-		case open == 0 && equal == 0:
+		case open == 0:
 			return errors.New("leave cluster: all peers disconnected before they had everything")
-		case equal == open:
+		case holds == open:
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			if equal > 0 {
+			if holds > 0 {
 				return nil
 			}
 			return fmt.Errorf("leave cluster: no peer confirmed that it has everything: %w", ctx.Err())

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodenet/api"
+	"nodenet/gossip"
 	"nodenet/lb"
 	"nodenet/overlay"
 	"nodenet/state"
@@ -195,6 +196,17 @@ func (n *Node) checkPeers(v *state.View) []api.Check {
 		c := api.Check{Name: "peer " + p.Name, Status: okay, Detail: fmt.Sprintf("%s at %s", p.State, p.Address)}
 		if p.RTTMicro > 0 {
 			c.Detail += fmt.Sprintf(", %.2f ms", float64(p.RTTMicro)/1000)
+		}
+		if d := time.Duration(p.Skew) * time.Microsecond; d.Abs() > gossip.ShowSkew {
+			c.Detail += fmt.Sprintf(", its clock is off by %s", d.Round(100*time.Millisecond))
+			if d.Abs() > time.Minute {
+				c.Status, c.Fix = warn, "set the clocks of both nodes with NTP: which of two changes is newer is decided by clock"
+			}
+		}
+		if p.Flapping > 0 {
+			c.Status = warn
+			c.Detail += fmt.Sprintf(", flapping, back in %d s", (p.Flapping+999)/1000)
+			c.Fix = "it died and came back again and again: look at its log, its load and its network"
 		}
 		if p.State != state.Alive.String() {
 			c.Status = bad

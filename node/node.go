@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"nodenet/api"
 	"nodenet/config"
 	"nodenet/dhcp"
 	"nodenet/dns"
@@ -250,6 +251,10 @@ type task struct {
 // some time before: starting it again changes nothing.
 var ErrLeft = errors.New("this node left its cluster")
 
+// ErrClone is what Run returns when another machine runs with this node's key
+// and has run longer: see gossip.ErrClone.
+var ErrClone = gossip.ErrClone
+
 func (n *Node) run(ctx context.Context) error {
 	srv, err := n.listen()
 	if err != nil {
@@ -294,6 +299,12 @@ func (n *Node) run(ctx context.Context) error {
 	if errors.Is(err, ErrLeft) {
 		if err := putAway(n.dir); err != nil {
 			n.log.Error("files of the former cluster stay until the next join", "err", err)
+		}
+	}
+	if errors.Is(err, ErrClone) {
+		// For `nodectl status` and `doctor`, which find no daemon to ask.
+		if err := os.WriteFile(api.StoppedFile(n.cfg.Node.Socket), []byte(err.Error()+"\n"), 0o644); err != nil {
+			n.log.Error("the reason is in this log alone", "err", err)
 		}
 	}
 	n.log.Info("nodenet stops", "node", n.cfg.Node.Name)

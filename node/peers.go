@@ -21,7 +21,7 @@ func (n *Node) peerList(ctx context.Context) ([]api.PeerDetail, error) {
 		d := api.PeerDetail{
 			Name: p.Name, ID: string(p.ID), State: p.State.String(), Since: unix0(p.Since), Address: p.Addr, Connected: p.Connected,
 			RTTMicro: p.RTT.Microseconds(), LastSync: -1, Lag: -1, BytesIn: p.BytesIn, BytesOut: p.BytesOut,
-			Version: p.Version, LastError: p.LastError,
+			Version: p.Version, LastError: p.LastError, SkewMicro: p.Skew.Microseconds(), Flapping: p.Hold.Milliseconds(),
 		}
 		if gone.Node(p.ID) {
 			d.State = "forgotten"

@@ -44,6 +44,7 @@ func (n *Node) listen() (*server, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("create control socket's directory: %w", err)
 	}
+	os.Remove(api.StoppedFile(path)) // mostly there is none
 	gid := -1
 	if g, err := user.LookupGroup("nodenet"); err == nil {
 		gid, _ = strconv.Atoi(g.Gid)

@@ -78,10 +78,12 @@ func (n *Node) peers(v *state.View) []api.Peer {
 	type seen struct {
 		rtt  time.Duration
 		sync time.Time
+		skew time.Duration
+		hold time.Duration
 	}
 	gossiped := map[state.NodeID]seen{}
 	for _, p := range n.gossip.Peers() {
-		gossiped[p.ID] = seen{p.RTT, p.LastSync}
+		gossiped[p.ID] = seen{p.RTT, p.LastSync, p.Skew, p.Hold}
 	}
 	var out []api.Peer
 	for _, nv := range v.Nodes {
@@ -92,6 +94,7 @@ func (n *Node) peers(v *state.View) []api.Peer {
 		p := api.Peer{
 			Name: nv.Name, ID: string(nv.ID), State: nv.State.String(), Since: unix0(nv.Since), Address: nv.Advertise,
 			RTTMicro: g.rtt.Microseconds(), LastSync: -1, Version: nv.Version,
+			Skew: g.skew.Microseconds(), Flapping: g.hold.Milliseconds(),
 		}
 		if !g.sync.IsZero() {
 			p.LastSync = time.Since(g.sync).Milliseconds()

@@ -17,7 +17,7 @@ func (d *derivation) node(id NodeID) (NodeView, bool) {
 		return NodeView{}, false
 	}
 	live, known := d.sn.live[id]
-	nv := NodeView{ID: id, Node: *n, State: live.State, Since: live.Since, Serving: live.Serving}
+	nv := NodeView{ID: id, Node: *n, State: live.State, Since: live.Since, Serving: live.Serving, Flapping: live.Flapping}
 	switch {
 	case id == d.Self:
 		nv.Self, nv.State, nv.Serving = true, Alive, true
@@ -58,7 +58,7 @@ func (d *derivation) nodesStep() {
 		if !there || was == nil {
 			d.servers[id] = true
 		}
-		if !there || was == nil || was.Name != is.Name || was.State != is.State || was.Serving != is.Serving {
+		if !there || was == nil || was.Name != is.Name || was.State != is.State || was.Serving != is.Serving || was.Flapping != is.Flapping {
 			d.owners[id] = true
 		}
 		if id == d.Self {

@@ -188,6 +188,7 @@ func (d *derivation) backends(sv *ServiceView) {
 			explicit(b)
 		}
 	}
+	d.damp(sv)
 	slices.SortFunc(sv.Backends, compareBackends)
 }
 

@@ -41,6 +41,9 @@ type Live struct {
 	State   Liveness
 	Since   time.Time
 	Serving bool
+	// Flapping: it died and came back again and again. It serves, but
+	// services prefer backends elsewhere while there are any.
+	Flapping bool
 }
 
 // Snapshot is the tables at one revision. It is immutable and safe for

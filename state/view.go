@@ -153,8 +153,9 @@ type NodeView struct {
 	Self  bool
 	// Serving is false when answers and backends must leave the node out
 	// (dead beyond the hold, or left). Routes stay while it is merely dead.
-	Serving bool
-	Blocks  []Block // sorted by network, prefix
+	Serving  bool
+	Flapping bool    // serving, but services prefer backends on other nodes
+	Blocks   []Block // sorted by network, prefix
 }
 
 // NetworkView is a network as this node uses it.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,8 +44,28 @@ func peersTable(w io.Writer, list []api.PeerDetail, now time.Time) {
 		if p.Since > 0 {
 			began = age(now, p.Since)
 		}
-		row(w, p.Name, p.State, began, addrText(p.Address), rtt, sync, lag, size(p.BytesIn), size(p.BytesOut), p.Version, p.LastError)
+		row(w, p.Name, p.State, began, addrText(p.Address), rtt, sync, lag, size(p.BytesIn), size(p.BytesOut), p.Version, peerNote(p.SkewMicro, p.Flapping, p.LastError))
 	}
+}
+
+// peerNote is what is out of the ordinary about a peer.
+func peerNote(skewMicro, flapping int64, rest ...string) string {
+	var notes []string
+	if flapping > 0 {
+		notes = append(notes, fmt.Sprintf("flapping, back in %d s", (flapping+999)/1000))
+	}
+	switch d := time.Duration(skewMicro) * time.Microsecond; {
+	case d > time.Second:
+		notes = append(notes, fmt.Sprintf("clock %s ahead", d.Round(100*time.Millisecond)))
+	case d < -time.Second:
+		notes = append(notes, fmt.Sprintf("clock %s behind", (-d).Round(100*time.Millisecond)))
+	}
+	for _, r := range rest {
+		if r != "" {
+			notes = append(notes, r)
+		}
+	}
+	return strings.Join(notes, "; ")
 }
 
 func size(n uint64) string {

@@ -25,6 +25,9 @@ const (
 	// exitLeft is run's alone: the node has left its cluster, and starting it
 	// again changes nothing (RestartPreventExitStatus in the unit).
 	exitLeft = 3
+	// exitClone is run's alone: another machine runs on a copy of this one's
+	// disk. It is a failure, but starting again changes nothing.
+	exitClone = 4
 )
 
 // envSocket names the control socket where --socket does not.
@@ -77,6 +80,9 @@ func (c *cli) execute(ctx context.Context, args []string) int {
 	}
 	if errors.Is(err, node.ErrLeft) {
 		return exitLeft
+	}
+	if errors.Is(err, node.ErrClone) {
+		return exitClone
 	}
 	return exitError
 }

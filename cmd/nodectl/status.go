@@ -94,7 +94,7 @@ func applied(st *api.Status) uint64 {
 }
 
 func peerTable(w io.Writer, peers []api.Peer, now time.Time) {
-	row(w, "PEER", "STATE", "ADDRESS", "VIA", "MTU", "RTT", "LAST SYNC")
+	row(w, "PEER", "STATE", "ADDRESS", "VIA", "MTU", "RTT", "LAST SYNC", "")
 	peers = slices.Clone(peers)
 	slices.SortStableFunc(peers, func(a, b api.Peer) int { return strings.Compare(a.Name, b.Name) })
 	for _, p := range peers {
@@ -110,7 +110,7 @@ func peerTable(w io.Writer, peers []api.Peer, now time.Time) {
 		if p.LastSync >= 0 {
 			sync = ago(time.Duration(p.LastSync) * time.Millisecond)
 		}
-		row(w, p.Name, state, addrText(p.Address), p.Via, number(p.MTU), rtt, sync)
+		row(w, p.Name, state, addrText(p.Address), p.Via, number(p.MTU), rtt, sync, peerNote(p.Skew, p.Flapping))
 	}
 }
 
