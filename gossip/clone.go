@@ -43,7 +43,7 @@ type clones struct {
 	once   sync.Once
 	found  chan struct{} // closed when this node turns out to be a copy
 	err    error         // why; read after found
-	doubts chan sighting    // two lives of a node in the membership, at two addresses
+	doubts chan sighting // two lives of a node in the membership, at two addresses
 }
 
 // sighting is a node that the membership shows at two addresses.
