@@ -41,6 +41,7 @@ type link struct {
 	rtt   atomic.Int64
 	sess  session   // the reader's own
 	asked time.Time // likewise: when a gap in a push led to an exchange
+	proof proofOf   // keyLoop's own
 	given exchanges
 	clock peerClock
 

@@ -30,6 +30,7 @@ const (
 	opRetire = "retire" // do not accept the former any more
 	opAbort  = "abort"  // drop a new one that is not used yet
 	opFetch  = "fetch"  // hand over a secret that the asker lacks
+	opProve  = "prove"  // prove that a secret is held
 )
 
 type secretAsk struct {
@@ -37,6 +38,7 @@ type secretAsk struct {
 	Print  string `cbor:"2,keyasint,omitempty"` // of the secret that is meant
 	Secret []byte `cbor:"3,keyasint,omitempty"` // add
 	OldCA  []byte `cbor:"4,keyasint,omitempty"` // retire: how to recognise the former
+	Nonce  []byte `cbor:"5,keyasint,omitempty"` // prove
 }
 
 // secretAnswer is what a node holds, after what was asked.
@@ -48,6 +50,7 @@ type secretAnswer struct {
 	Note     string   `cbor:"5,keyasint,omitempty"` // what the operator should know
 	Secret   []byte   `cbor:"6,keyasint,omitempty"` // fetch
 	PrevCA   []byte   `cbor:"7,keyasint,omitempty"` // public key of Previous
+	Proof    []byte   `cbor:"8,keyasint,omitempty"` // prove
 }
 
 // openSecrets reads what the node holds: the keyring of an earlier run, and
@@ -230,6 +233,15 @@ func (g *Gossip) serveSecret(_ context.Context, from state.NodeID, req []byte) (
 	}
 	var err error
 	switch q.Op {
+	case opProve:
+		s := g.secrets.Load().find(q.Print)
+		if s == nil {
+			return nil, fmt.Errorf("secret %s is not held here", printable(q.Print))
+		}
+		if len(q.Nonce) > 64 {
+			return nil, errors.New("a nonce of more than 64 bytes")
+		}
+		return frameEnc.Marshal(&secretAnswer{Proof: secretProof(s, q.Nonce, from, g.self)})
 	case opState, opFetch:
 		g.ringMu.Lock()
 		g.readSecretFile()
@@ -324,7 +336,9 @@ func (g *Gossip) keyLoop(ctx context.Context) error {
 		g.ringMu.Lock()
 		g.readSecretFile()
 		g.ringMu.Unlock()
-		if !g.secrets.Load().settled() {
+		if g.secrets.Load().settled() {
+			g.proveLinks(ctx)
+		} else {
 			g.follow(ctx)
 		}
 		select {

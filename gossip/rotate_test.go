@@ -263,6 +263,38 @@ func TestRotateWithoutOne(t *testing.T) {
 	l.allAlive(ns...)
 }
 
+// Who is connected with the old secret and was given no new one is cut off,
+// and nobody else is.
+func TestRotateCutsOffOthers(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	ns := l.secretCluster(2)
+	a, b := ns[0], ns[1]
+	// It has the secret, but never says that it is a node.
+	mole := l.node("mole", nodeOpts{cluster: &Cluster{}, secret: a.Secret(), join: []string{a.sync(), b.sync()}})
+	eventually(t, "the mole is connected", func() bool { return a.link(mole.id.ID) != nil && b.link(mole.id.ID) != nil })
+	kept := a.link(b.id.ID)
+	if _, err := a.rotate(t, RotateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range ns {
+		eventually(t, n.name+" has closed the mole's connection", func() bool {
+			return n.link(mole.id.ID) == nil && n.log.has("peer disconnected", "mole", "does not prove")
+		})
+	}
+	eventually(t, "and refuses another", func() bool { return mole.log.has("WARN", "was retired while it was away") })
+	eventually(t, "the others have proved it", func() bool { return a.link(b.id.ID) != nil })
+	if a.link(b.id.ID) != kept {
+		t.Error("the link between the nodes was replaced")
+	}
+	if bytes.Equal(mole.Secret(), a.Secret()) {
+		t.Error("the mole got the new secret")
+	}
+	if bytes.Equal(secretProof(a.Secret(), []byte("n"), a.id.ID, b.id.ID), secretProof(a.Secret(), []byte("n"), b.id.ID, a.id.ID)) {
+		t.Error("an answer can be sent back")
+	}
+}
+
 // A token brings a node back that missed a rotation; it stays the node that
 // it was.
 func TestRejoinByToken(t *testing.T) {

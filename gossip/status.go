@@ -185,6 +185,11 @@ func (g *Gossip) Status() Status {
 	if !s.OK && len(unreached) > 0 {
 		s.Error += " (" + unreached[0] + ")"
 	}
+	if note, _ := g.fileNote.Load().(string); note != "" {
+		s.Detail += "; " + note
+	} else if !g.secrets.Load().settled() {
+		s.Detail += "; the cluster secret is being rotated: see `nodectl secret status`"
+	}
 	if len(s.Refused) > 0 {
 		s.Detail += fmt.Sprintf("; refused %s: %s", s.Refused[0].Addr, s.Refused[0].Reason)
 	}
