@@ -174,6 +174,24 @@ func TestChangesNeedCredentials(t *testing.T) {
 	}
 }
 
+// What concerns the secret, or makes a node ask all others, is not for everybody.
+func TestSecretNeedsCredentials(t *testing.T) {
+	n := newTestNode(t)
+	for _, r := range []*http.Request{
+		httptest.NewRequest(http.MethodGet, api.PathSecret, nil),
+		httptest.NewRequest(http.MethodPost, api.PathRotate, strings.NewReader(`{}`)),
+		httptest.NewRequest(http.MethodGet, api.PathWait+"?converged=true&timeout=1s", nil),
+		httptest.NewRequest(http.MethodPost, api.PathToken, strings.NewReader(`{}`)),
+		httptest.NewRequest(http.MethodPost, api.PathSnapshot, strings.NewReader(`{"secret":true}`)),
+	} {
+		w := httptest.NewRecorder()
+		n.routes().ServeHTTP(w, r)
+		if w.Code != http.StatusForbidden {
+			t.Errorf("%s %s: status %d for a caller whom the kernel did not name, want 403", r.Method, r.URL, w.Code)
+		}
+	}
+}
+
 func TestExpiredLeaseGoesWithItsAddress(t *testing.T) {
 	n := newTestNode(t)
 	n.overlay = newIdleOverlay(t)
