@@ -84,6 +84,9 @@ func (c *Client) Rotate(ctx context.Context, r RotateRequest, progress func(Rota
 		if err := dec.Decode(&p); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return last, errors.New("rotate the cluster secret: the daemon stopped; nothing is lost, run it again here or on another node")
 		} else if err != nil {
+			if ctx.Err() != nil {
+				err = fmt.Errorf("%w; nothing is lost, run it again here or on another node", ctx.Err())
+			}
 			return last, fmt.Errorf("rotate the cluster secret: %w", err)
 		}
 		last = p
