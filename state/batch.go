@@ -163,6 +163,7 @@ func (b *batch) record(op Op, now int64) (*Record, error) {
 	if err := rec.decode(); err != nil {
 		return nil, fmt.Errorf("write: %w", err)
 	}
+	b.s.interner.record(rec)
 	if old != nil && !old.Deleted && op.Gen == 0 && string(old.Value) == string(v) {
 		return nil, nil // nothing new to say
 	}

@@ -165,7 +165,8 @@ type Record struct {
 	ID      ID      `cbor:"1,keyasint"`
 	Version Version `cbor:"2,keyasint"`
 	// Deleted makes the record a tombstone; Value is then empty.
-	Deleted bool `cbor:"3,keyasint,omitempty"`
+	Deleted bool  `cbor:"3,keyasint,omitempty"`
+	bucket  uint8 // its BucketOf, once it is in a Store
 	// Time is when the record was written by its writer's clock, in Unix
 	// seconds: for display and for the age of tombstones, never for order.
 	Time int64 `cbor:"4,keyasint,omitempty"`
@@ -173,8 +174,7 @@ type Record struct {
 	// does not know are kept, because the bytes travel unchanged.
 	Value []byte `cbor:"5,keyasint,omitempty"`
 
-	bucket uint8 // its BucketOf, once it is in a Store
-	val    any   // decoded once, when the record enters a Store
+	val any // decoded once, when the record enters a Store
 }
 
 // Compare orders two versions of the same record: negative when a is older

@@ -62,6 +62,8 @@ type Store struct {
 	close  sync.Once
 	audits sync.WaitGroup
 
+	interner interner
+
 	feedsMu sync.Mutex
 	feeds   map[*Feed]struct{}
 
@@ -244,9 +246,13 @@ func (s *Store) Merge(recs []Record, durable bool) (int, error) {
 // understand decodes a record's value. One that this version cannot read is
 // kept and passed on all the same; no view will show it.
 func (s *Store) understand(r *Record) {
+	if r.val != nil {
+		return // somebody else's, who reads it
+	}
 	if err := r.decode(); err != nil {
 		s.logger.Warn("record kept but not understood", "err", err)
 	}
+	s.interner.record(r)
 }
 
 // SetLiveness replaces the liveness table.
