@@ -17,6 +17,10 @@ import (
 // localTick is how often the host's own addresses are looked at again.
 const localTick = 10 * time.Second
 
+// checkTick is how often the view that is kept up to date is compared with one
+// derived from scratch.
+const checkTick = 10 * time.Minute
+
 // runSync hands each new snapshot to the subsystems. It never waits for them:
 // each applies the newest state that it was given.
 func (n *Node) runSync(ctx context.Context) error {
@@ -24,6 +28,8 @@ func (n *Node) runSync(ctx context.Context) error {
 	defer feed.Close()
 	tick := time.NewTicker(localTick)
 	defer tick.Stop()
+	check := time.NewTicker(checkTick)
+	defer check.Stop()
 	if _, ok := state.Lookup[state.Node](n.store.Snapshot(), state.ID{Class: state.Owner, Kind: state.KindNode, Owner: n.self, Key: "self"}); !ok {
 		// Nothing of our own was saved: a first start, or the state was lost.
 		// The kernel may still carry workloads that only the peers remember,
@@ -50,6 +56,10 @@ func (n *Node) runSync(ctx context.Context) error {
 			n.local = l
 			n.mu.Unlock()
 			n.apply(n.store.Snapshot())
+		case <-check.C:
+			if err := n.store.CheckView(); err != nil {
+				n.log.Error("derived state was wrong and is made anew", "err", err)
+			}
 		case <-ctx.Done():
 			return nil
 		}

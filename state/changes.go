@@ -116,13 +116,13 @@ func (v *View) compare(old *View) *Changes {
 		Publishes: !slices.Equal(old.Publishes, v.Publishes),
 		Names:     !slices.Equal(old.Names, v.Names),
 		Conflicts: !slices.Equal(old.Conflicts, v.Conflicts),
-		Endpoints: compareTrees(old.byOwner, v.byOwner, byOwner),
-		Services:  compareTrees(old.services, v.services, byServiceKey),
+		Endpoints: compareTrees(old.byOwner, v.byOwner, byOwner, func(a, b *EndpointView) bool { return reflect.DeepEqual(a, b) }),
+		Services:  compareTrees(old.services, v.services, byServiceKey, (*ServiceView).shows),
 	}
 }
 
 // compareTrees walks two trees of one order side by side.
-func compareTrees[T any](old, now tree[*T], compare func(a, b *T) int) []Change[T] {
+func compareTrees[T any](old, now tree[*T], compare func(a, b *T) int, equal func(a, b *T) bool) []Change[T] {
 	var out []Change[T]
 	a, b := slices.Collect(old.all()), slices.Collect(now.all())
 	for len(a) > 0 || len(b) > 0 {
@@ -141,7 +141,7 @@ func compareTrees[T any](old, now tree[*T], compare func(a, b *T) int) []Change[
 		case d > 0:
 			out, b = append(out, Change[T]{New: b[0]}), b[1:]
 		default:
-			if a[0] != b[0] && !reflect.DeepEqual(a[0], b[0]) {
+			if a[0] != b[0] && !equal(a[0], b[0]) {
 				out = append(out, Change[T]{a[0], b[0]})
 			}
 			a, b = a[1:], b[1:]

@@ -351,9 +351,14 @@ func (d *derivation) settle(a netip.Addr) {
 	}
 }
 
-// equal reports whether two views of a service show the same.
+// equal reports whether one view of a service can stand for another.
 func (s *ServiceView) equal(o *ServiceView) bool {
-	return s.VIP == o.VIP && s.claim == o.claim && s.by == o.by && slices.EqualFunc(s.Backends, o.Backends, func(a, b BackendOf) bool {
+	return s.claim == o.claim && s.by == o.by && s.shows(o)
+}
+
+// shows reports whether two views of a service show the same.
+func (s *ServiceView) shows(o *ServiceView) bool {
+	return s.VIP == o.VIP && slices.EqualFunc(s.Backends, o.Backends, func(a, b BackendOf) bool {
 		return a.Addr == b.Addr && a.Hostname == b.Hostname && a.Endpoint == b.Endpoint && a.Node == b.Node &&
 			a.Ready == b.Ready && a.Why == b.Why && slices.Equal(a.Targets, b.Targets)
 	}) && sameValue(&s.Service, &o.Service)

@@ -1,6 +1,9 @@
 package state
 
-import "sync"
+import (
+	"fmt"
+	"sync"
+)
 
 const (
 	// keptViews is how many of the newest views the deriver holds, for
@@ -122,4 +125,21 @@ func (d *deriver) keep(v *View) {
 		d.views = append([]*View(nil), d.views[1:]...)
 	}
 	d.forget(d.views[0].Rev)
+}
+
+// CheckView derives the newest view from scratch and compares it with the one
+// that was kept up to date. When the two differ, which is a fault of this
+// program, the error says in what, and the next change brings a view from
+// scratch. It costs as much as a start: call it seldom.
+func (s *Store) CheckView() error {
+	sn := s.Snapshot()
+	c := derive(sn).compare(sn.View())
+	if c.None() {
+		return nil
+	}
+	s.deriver.mu.Lock()
+	s.deriver.views = nil
+	s.deriver.mu.Unlock()
+	return fmt.Errorf("view of revision %d is not what its records say (%d endpoints, %d services, nodes %t, networks %t, published ports %t, names %t, conflicts %t): please report this",
+		sn.rev, len(c.Endpoints), len(c.Services), c.Nodes, c.Networks, c.Publishes, c.Names, c.Conflicts)
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
+	"unsafe"
 )
 
 // A cluster of 1 000 nodes and 1 000 services. Ten endpoints stand behind each
@@ -204,6 +205,22 @@ func TestHeapOfALargeCluster(t *testing.T) {
 	line := func(what string, bytes uint64) {
 		fmt.Fprintf(w, "%s\t%.1f MiB\t%d B an endpoint\t\n", what, float64(bytes)/(1<<20), bytes/n)
 	}
+	sn := s.Snapshot()
+	before := heap()
+	again := newTables()
+	var headers, values uint64
+	for r := range sn.tables.ids.all() {
+		headers += uint64(unsafe.Sizeof(*r))
+		values += uint64(cap(r.Value))
+		again.ids.put(r)
+		again.order(r).put(r)
+	}
+	indexes := heap() - before
+	runtime.KeepAlive(again)
+	line("records", headers)
+	line("their values, encoded", values)
+	line("indexes", indexes)
+	line("values decoded, keys, heads, strings", stored-empty-headers-values-indexes)
 	line("store", stored-empty)
 	line("view", total-stored)
 	line("total", total-empty)
