@@ -252,7 +252,9 @@ func (s *Store) understand(r *Record) {
 	if err := r.decode(); err != nil {
 		s.logger.Warn("record kept but not understood", "err", err)
 	}
-	s.interner.record(r)
+	if r.val != nil {
+		s.interner.record(r)
+	}
 }
 
 // SetLiveness replaces the liveness table.
