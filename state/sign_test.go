@@ -32,7 +32,7 @@ func newSigner(t interface {
 	return s
 }
 
-func block(key, network string) Op { return Put(Owner, KindBlock, key, Block{Network: network}) }
+func ownBlock(key, network string) Op { return Put(Owner, KindBlock, key, Block{Network: network}) }
 
 // liveSet is what an owner's signature speaks of.
 func liveSet(sn *Snapshot, owner NodeID) map[string]string {
@@ -66,14 +66,14 @@ func find(t interface{ Fatalf(string, ...any) }, d *Delta, key string) int {
 // whole, and the honest delta is taken afterwards all the same.
 func TestForgery(t *testing.T) {
 	owner := newSigner(t, 1, Options{})
-	put(t, owner, block("kept", "1"), block("doomed", "1"), block("changed", "1"))
+	put(t, owner, ownBlock("kept", "1"), ownBlock("doomed", "1"), ownBlock("changed", "1"))
 	first := owner.Snapshot().Delta(owner.Self(), Mark{}, 0)
-	put(t, owner, block("changed", "2"))
-	put(t, owner, block("changed", "3"), Del(Owner, KindBlock, "doomed"), block("new", "1"))
+	put(t, owner, ownBlock("changed", "2"))
+	put(t, owner, ownBlock("changed", "3"), Del(Owner, KindBlock, "doomed"), ownBlock("new", "1"))
 	next := owner.Snapshot().Delta(owner.Self(), first.To, 0)
 	free := Version{Epoch: 1, Seq: 4} // "2" was overwritten
 	other := newSigner(t, 2, Options{})
-	put(t, other, block("theirs", "1"))
+	put(t, other, ownBlock("theirs", "1"))
 
 	cases := map[string]struct {
 		edit func(d *Delta)
@@ -168,10 +168,10 @@ func TestOwnHistoryIsNotForged(t *testing.T) {
 	for _, wrote := range []bool{false, true} {
 		s := newSigner(t, 1, Options{})
 		if wrote {
-			put(t, s, block("a", "1"))
+			put(t, s, ownBlock("a", "1"))
 		}
 		liar := newSigner(t, 2, Options{Epoch: 9})
-		put(t, liar, block("a", "false"))
+		put(t, liar, ownBlock("a", "false"))
 		d := liar.Snapshot().Delta(liar.Self(), Mark{}, 0)
 		d.Owner = s.Self()
 		for i := range d.Records {
@@ -195,12 +195,12 @@ func TestOwnHistoryIsNotForged(t *testing.T) {
 // relay can invent them where nothing is. They must not live for ever.
 func TestTombstonesAreHarmless(t *testing.T) {
 	owner, victim := newSigner(t, 1, Options{}), newSigner(t, 2, Options{})
-	put(t, owner, block("a", "1"))
+	put(t, owner, ownBlock("a", "1"))
 	if _, err := victim.MergeDelta(owner.Snapshot().Delta(owner.Self(), Mark{}, 0)); err != nil {
 		t.Fatal(err)
 	}
-	put(t, owner, block("a", "2"))
-	put(t, owner, block("a", "3"))
+	put(t, owner, ownBlock("a", "2"))
+	put(t, owner, ownBlock("a", "3"))
 	d := copyDelta(owner.Snapshot().Delta(owner.Self(), Mark{1, 1}, 0))
 	never := ID{Class: Owner, Kind: KindBlock, Owner: owner.Self(), Key: "never"}
 	d.Records = append(d.Records, Record{ID: never, Version: Version{Epoch: 1, Seq: 2, Gen: 7}, Deleted: true, Time: 1 << 40, Value: []byte("ballast")})
@@ -213,7 +213,7 @@ func TestTombstonesAreHarmless(t *testing.T) {
 	if n, err := victim.Collect(time.Now().Add(time.Hour)); n != 1 || err != nil {
 		t.Errorf("collected %d, %v", n, err)
 	}
-	put(t, owner, block("never", "1"))
+	put(t, owner, ownBlock("never", "1"))
 	if _, err := victim.MergeDelta(owner.Snapshot().Delta(owner.Self(), Mark{1, 3}, 0)); err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func TestTombstonesAreHarmless(t *testing.T) {
 // TestWholeSetRaisesTheFloor: who got a whole set cannot tell others what was deleted.
 func TestWholeSetRaisesTheFloor(t *testing.T) {
 	owner, relay, old := newSigner(t, 1, Options{}), newSigner(t, 2, Options{}), newSigner(t, 3, Options{})
-	put(t, owner, block("a", "1"), block("b", "1"))
+	put(t, owner, ownBlock("a", "1"), ownBlock("b", "1"))
 	pull(t, old, owner)
 	put(t, owner, Del(Owner, KindBlock, "a"))
 	pull(t, relay, owner)
@@ -247,8 +247,8 @@ func TestWholeSetRaisesTheFloor(t *testing.T) {
 // TestMergedDeltaCanBePassedOn: gossip forwards what it has merged.
 func TestMergedDeltaCanBePassedOn(t *testing.T) {
 	owner := newSigner(t, 1, Options{})
-	put(t, owner, block("a", "1"), block("b", "1"), block("c", "1"))
-	put(t, owner, Del(Owner, KindBlock, "b"), block("c", "2"))
+	put(t, owner, ownBlock("a", "1"), ownBlock("b", "1"), ownBlock("c", "1"))
+	put(t, owner, Del(Owner, KindBlock, "b"), ownBlock("c", "2"))
 	d := owner.Snapshot().Delta(owner.Self(), Mark{}, 0)
 	for i := range byte(3) {
 		s := newSigner(t, 2+i, Options{})
@@ -262,7 +262,7 @@ func TestMergedDeltaCanBePassedOn(t *testing.T) {
 // peer, and what it writes then follows on to it.
 func TestPastComesBack(t *testing.T) {
 	first, peer := newSigner(t, 1, Options{}), newSigner(t, 2, Options{})
-	put(t, first, block("a", "1"), block("b", "1"))
+	put(t, first, ownBlock("a", "1"), ownBlock("b", "1"))
 	pull(t, peer, first)
 	first.Close()
 	second := newSigner(t, 1, Options{Epoch: 2})
@@ -270,7 +270,7 @@ func TestPastComesBack(t *testing.T) {
 	if h := second.Snapshot().Head(second.Self()); h.Mark != (Mark{1, 2}) || !h.Signed() {
 		t.Errorf("head %+v, want the past", h)
 	}
-	put(t, second, block("c", "1"), Del(Owner, KindBlock, "a"))
+	put(t, second, ownBlock("c", "1"), Del(Owner, KindBlock, "a"))
 	mark := peer.Snapshot().Head(second.Self()).Mark
 	if n, err := peer.MergeDelta(second.Snapshot().Delta(second.Self(), mark, 0)); n != 2 || err != nil {
 		t.Errorf("what followed: %d records, %v", n, err)
@@ -280,7 +280,7 @@ func TestPastComesBack(t *testing.T) {
 	}
 	// From now on it is the only one who writes them.
 	third := newSigner(t, 1, Options{Epoch: 9})
-	put(t, third, block("x", "1"))
+	put(t, third, ownBlock("x", "1"))
 	if _, err := second.MergeDelta(third.Snapshot().Delta(third.Self(), Mark{}, 0)); !errors.Is(err, ErrForeignWriter) {
 		t.Errorf("got %v, want ErrForeignWriter", err)
 	}
@@ -289,7 +289,7 @@ func TestPastComesBack(t *testing.T) {
 // TestUnsignedHistory: a version that does not sign speaks for itself only.
 func TestUnsignedHistory(t *testing.T) {
 	old, s := newStore(t, 1, nil), newSigner(t, 2, Options{})
-	put(t, old, block("a", "1"))
+	put(t, old, ownBlock("a", "1"))
 	d := old.Snapshot().Delta(old.Self(), Mark{}, 0)
 	if _, err := s.MergeFrom(testID(3), copyDelta(d)); !errors.Is(err, ErrUnsigned) {
 		t.Errorf("from a relay: %v", err)
@@ -307,7 +307,7 @@ func TestUnsignedHistory(t *testing.T) {
 	if h := upgraded.Snapshot().Head(upgraded.Self()); !h.Signed() || h.verify() != nil {
 		t.Fatalf("head %+v is not signed at the start", h)
 	}
-	put(t, upgraded, block("b", "1"))
+	put(t, upgraded, ownBlock("b", "1"))
 	mark := s.Snapshot().Head(old.Self()).Mark
 	if n, err := s.MergeFrom(testID(3), upgraded.Snapshot().Delta(upgraded.Self(), mark, 0)); n != 1 || err != nil {
 		t.Errorf("signed, from a relay: %d, %v", n, err)
@@ -331,7 +331,7 @@ func TestOneSignatureCoversABatch(t *testing.T) {
 	s := newSigner(t, 1, Options{Log: log})
 	var ops []Op
 	for i := range 100 {
-		ops = append(ops, block(fmt.Sprint(i), "1"))
+		ops = append(ops, ownBlock(fmt.Sprint(i), "1"))
 	}
 	put(t, s, ops...)
 	put(t, s, Put(Cluster, KindService, "a/b", Service{Name: "b"}))
@@ -374,8 +374,8 @@ func await(t *testing.T, s *Store, what string, ok func(*Snapshot) bool) {
 // found out, not passed on, and replaced.
 func TestRestartedRelay(t *testing.T) {
 	owner, relay := newSigner(t, 1, Options{}), newSigner(t, 2, Options{})
-	put(t, owner, block("a", "1"), block("b", "1"))
-	put(t, relay, block("mine", "1"))
+	put(t, owner, ownBlock("a", "1"), ownBlock("b", "1"))
+	put(t, relay, ownBlock("mine", "1"))
 	pull(t, relay, owner)
 	recs, hs := saved(relay.Snapshot())
 
@@ -440,7 +440,7 @@ func TestRestartedRelay(t *testing.T) {
 // values come from another implementation (Python: hashlib and cryptography).
 func TestStatementIsPinned(t *testing.T) {
 	s := newSigner(t, 1, Options{Clock: &Clock{Now: func() time.Time { return time.Unix(1_700_000_000, 0) }}})
-	put(t, s, block("pods/10.244.1.0/24", "pods"))
+	put(t, s, ownBlock("pods/10.244.1.0/24", "pods"))
 	h := s.Snapshot().Head(s.Self())
 	got := map[string]string{"hash": hex.EncodeToString(h.Hash), "sig": hex.EncodeToString(h.Sig)}
 	want := map[string]string{
@@ -480,7 +480,7 @@ func TestHonestReplicasAgree(t *testing.T) {
 			s := stores[who.Draw(t, "node")]
 			switch rapid.IntRange(0, 5).Draw(t, "what") {
 			case 0, 1:
-				mustWrite(t, s, block(key.Draw(t, "key"), fmt.Sprint(rapid.IntRange(0, 9).Draw(t, "v"))))
+				mustWrite(t, s, ownBlock(key.Draw(t, "key"), fmt.Sprint(rapid.IntRange(0, 9).Draw(t, "v"))))
 			case 2:
 				mustWrite(t, s, Del(Owner, KindBlock, key.Draw(t, "key")))
 			case 3:
@@ -580,7 +580,7 @@ func TestSumsFollow(t *testing.T) {
 		}
 	}
 	for i := range 600 {
-		put(t, s, block(fmt.Sprint(i%50), fmt.Sprint(i)), Del(Owner, KindBlock, fmt.Sprint(i*7%50)))
+		put(t, s, ownBlock(fmt.Sprint(i%50), fmt.Sprint(i)), Del(Owner, KindBlock, fmt.Sprint(i*7%50)))
 		if i%100 == 0 {
 			same(s)
 			pull(t, peer, s)
@@ -600,7 +600,7 @@ func TestSumsFollow(t *testing.T) {
 
 func BenchmarkSumRecord(b *testing.B) {
 	s := newSigner(b, 1, Options{})
-	if _, err := s.Write(b.Context(), func(*Snapshot) ([]Op, error) { return []Op{block("pods/10.244.1.0/24", "pods")}, nil }); err != nil {
+	if _, err := s.Write(b.Context(), func(*Snapshot) ([]Op, error) { return []Op{ownBlock("pods/10.244.1.0/24", "pods")}, nil }); err != nil {
 		b.Fatal(err)
 	}
 	r := s.Snapshot().tables.liveOf(s.Self())[0]
@@ -623,7 +623,7 @@ func BenchmarkMergeSigned(b *testing.B) {
 				b.StopTimer()
 				i++
 				for k := range ops {
-					ops[k] = block(fmt.Sprint(k), fmt.Sprint(i))
+					ops[k] = ownBlock(fmt.Sprint(k), fmt.Sprint(i))
 				}
 				if _, err := s.Write(b.Context(), func(*Snapshot) ([]Op, error) { return ops, nil }); err != nil {
 					b.Fatal(err)
