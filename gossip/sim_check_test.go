@@ -29,9 +29,13 @@ func (s *sim) glance() {
 			if !n.up {
 				continue
 			}
-			ring := ipam.Resolve(n.store.Snapshot(), spec.Ring, s.ringID)
+			sn := n.store.Snapshot()
+			ring := ipam.Resolve(sn, spec.Ring, s.ringID)
 			if ring == nil {
 				continue
+			}
+			if n.mustSync && sn.WasForgotten() == 0 {
+				continue // it has not heard yet, and gives out nothing before
 			}
 			for _, p := range ring.Parts {
 				if p.Owner == n.id.ID {
@@ -156,6 +160,7 @@ func (s *sim) inspect() {
 				users[a] = r.ID
 			}
 		}
+		simTaken(sn, users, func(a netip.Addr, x, y state.ID) { s.doubled("%s: %s and %s both have %s", n.name, x, y, a) })
 		vips, ports := map[netip.Addr]string{}, map[uint16]string{}
 		for r, v := range state.All[state.VIP](sn) {
 			if u, ok := vips[v.Addr]; ok {
@@ -182,6 +187,13 @@ func (s *sim) inspect() {
 					s.violated("%s: endpoint %s is missing", n.name, id)
 				case ok && ep.Addrs[0] != w.addr:
 					s.violated("%s: endpoint %s has %s, acknowledged %s", n.name, id, ep.Addrs[0], w.addr)
+				}
+			}
+			for _, key := range slices.Sorted(maps.Keys(o.model.ports)) {
+				w := o.model.ports[key]
+				p, ok := state.Lookup[state.Publish](sn, state.ID{Class: state.Owner, Kind: state.KindPublish, Owner: o.id.ID, Key: key})
+				if !w.open && (ok != w.live || ok && p.Port != w.port) {
+					s.violated("%s: port %s of %s published: %v, acknowledged: %v", n.name, key, o.name, ok, w.live)
 				}
 			}
 			for _, key := range slices.Sorted(maps.Keys(o.model.svcs)) {

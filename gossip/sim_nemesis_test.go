@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"context"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -119,6 +120,24 @@ func simNemeses() []simNemesis {
 				}
 			}
 		}},
+		{"forget", func(s *sim, r *rand.Rand) func() {
+			victim, heir := one(s, r), one(s, r)
+			if victim == heir || len(s.nodes) < 3 {
+				return func() {}
+			}
+			s.note("  %s by %s", victim.name, heir.name)
+			victim.kill(r.IntN(2) == 0)
+			for range 60 { // it may not come to it: there may be no majority
+				s.wait(500 * time.Millisecond)
+				if heir.forgetNode(context.Background(), victim) == nil {
+					s.note("  forgotten")
+					s.count("forgotten")
+					victim.mustSync = true
+					break
+				}
+			}
+			return victim.start
+		}},
 		{"fast restart", func(s *sim, r *rand.Rand) func() {
 			n := one(s, r)
 			s.note("  %s", n.name)
@@ -188,9 +207,9 @@ func (s *sim) episodes(count int) {
 		s.count("nemesis " + e.name)
 		heal := e.do(s, s.rng)
 		// Now and then two at a time.
-		if s.rng.IntN(4) == 0 && !slices.Contains([]string{"kill", "fast restart", "new address"}, e.name) {
+		if s.rng.IntN(4) == 0 && !slices.Contains([]string{"kill", "forget", "fast restart", "new address"}, e.name) {
 			f := all[s.rng.IntN(len(all))]
-			if !slices.Contains([]string{"kill", "pause", "fast restart", "new address"}, f.name) && f.name != e.name {
+			if !slices.Contains([]string{"kill", "forget", "pause", "fast restart", "new address"}, f.name) && f.name != e.name {
 				s.note("with %s", f.name)
 				s.count("nemesis " + f.name)
 				first, second := heal, f.do(s, s.rng)

@@ -240,17 +240,16 @@ func (l *simListener) Close() error {
 
 func (l *simListener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.addr) }
 
-// dial opens a stream. While the path is cut either way it waits, as TCP does
-// when nobody answers.
+// dial opens a stream. While the path is cut either way it tries again after 1 s,
+// 2 s, 4 s …, as TCP does when nobody answers.
 func (h *simHost) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	fail := func(err error) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
 	}
 	n := h.net
-	for {
+	for syn := time.Second; ; {
 		n.mu.Lock()
 		there := n.hosts[to.Addr()]
-		changed := n.changed
 		var rtt time.Duration
 		open := there != nil && n.passes(h, there) && n.passes(there, h)
 		if open {
@@ -261,8 +260,9 @@ func (h *simHost) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 			select {
 			case <-ctx.Done():
 				return fail(os.ErrDeadlineExceeded)
-			case <-changed:
+			case <-time.After(syn):
 			}
+			syn *= 2
 			continue
 		}
 		select {

@@ -126,6 +126,7 @@ type simNode struct {
 	work   sync.WaitGroup
 	up     bool
 
+	mustSync bool  // it waits for others, whatever it was
 	mayFail  bool  // its Run may refuse to run
 	err      error // what Run said at the end of its last life
 	restored bool  // the disk was put back to an earlier day: it knows less than was acknowledged
@@ -255,7 +256,7 @@ func (n *simNode) start() {
 			}
 			s.count("asks served")
 			return state.Encode(out)
-		}},
+		}, "sim.forget": func(_ context.Context, _ state.NodeID, req []byte) ([]byte, error) { return n.serveForget(req) }},
 		net: sockets,
 	})
 	if err != nil {

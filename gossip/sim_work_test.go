@@ -14,9 +14,10 @@ import (
 
 // simModel is what a node was told about its own writes.
 type simModel struct {
-	next int
-	eps  map[string]*simWrite // endpoints
-	svcs map[string]*simWrite // services that only this node writes
+	next  int
+	eps   map[string]*simWrite // endpoints
+	svcs  map[string]*simWrite // services that only this node writes
+	ports map[string]*simWrite // published ports
 }
 
 // simWrite is the last acknowledged write of a key. A write that was cut off by
@@ -28,7 +29,9 @@ type simWrite struct {
 	port uint16
 }
 
-func (m *simModel) init() { m.eps, m.svcs = map[string]*simWrite{}, map[string]*simWrite{} }
+func (m *simModel) init() {
+	m.eps, m.svcs, m.ports = map[string]*simWrite{}, map[string]*simWrite{}, map[string]*simWrite{}
+}
 
 func (m *simModel) pick(n *simNode, of map[string]*simWrite) string {
 	var keys []string
@@ -49,7 +52,7 @@ func (m *simModel) pick(n *simNode, of map[string]*simWrite) string {
 func (n *simNode) toil(ctx context.Context) {
 	s := n.sim
 	var giveUp <-chan time.Time
-	if n.cluster.Synced || n.cluster.Bootstrap {
+	if (n.cluster.Synced || n.cluster.Bootstrap) && !n.mustSync {
 		giveUp = time.After(5 * time.Second)
 	}
 	select {
@@ -75,6 +78,7 @@ func (n *simNode) toil(ctx context.Context) {
 		return
 	}
 	for {
+		n.obey(ctx)
 		d := 20*time.Millisecond + time.Duration(n.rng.ExpFloat64()*float64(400*time.Millisecond))
 		select {
 		case <-ctx.Done():
@@ -96,8 +100,12 @@ func (n *simNode) act(ctx context.Context) {
 		n.attach(ctx)
 	case k < 65:
 		n.detach(ctx)
-	case k < 80:
+	case k < 74:
 		n.share(ctx)
+	case k < 80:
+		n.publish(ctx)
+	case k < 84:
+		n.lease(ctx)
 	case k < 92:
 		n.expose(ctx)
 	case k < 97:
@@ -285,6 +293,17 @@ func (n *simNode) reopened() {
 			s.violated("%s restarted: endpoint %s there: %v, acknowledged: %v", n.name, id, ok, w.live)
 		case ok && ep.Addrs[0] != w.addr:
 			s.violated("%s restarted: endpoint %s has %s, acknowledged %s", n.name, id, ep.Addrs[0], w.addr)
+		}
+	}
+	for key, w := range n.model.ports {
+		p, ok := state.Lookup[state.Publish](sn, state.ID{Class: state.Owner, Kind: state.KindPublish, Owner: n.id.ID, Key: key})
+		switch {
+		case w.open:
+			if w.open, w.live = false, ok; ok {
+				w.port = p.Port
+			}
+		case ok != w.live || ok && p.Port != w.port:
+			s.violated("%s restarted: published port %s there: %v, acknowledged: %v", n.name, key, ok, w.live)
 		}
 	}
 	for key, w := range n.model.svcs {
