@@ -5,6 +5,8 @@ PREFIX  ?= /usr
 SYSCONF ?= /etc
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10s
+SIM_SEEDS ?= 2000
+SOAK ?= 30m
 # sudo's PATH lacks the place where Go's archive unpacks to, and a user's on
 # Debian the directories of sysctl(8) and nft(8).
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
@@ -14,7 +16,7 @@ export GOFLAGS := $(strip $(filter-out -buildvcs=false,$(shell go env GOFLAGS 2>
 # The linter's version is that of .ci/deps.
 STATICCHECK := $(firstword $(wildcard bin/staticcheck) staticcheck)
 
-.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench demo clean help root go deps
+.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench bench-gossip soak demo clean help root go deps
 
 build: go ## build ./bin/nodectl
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/nodectl ./cmd/nodectl
@@ -44,6 +46,8 @@ test: root go deps ## everything CI runs: lint, unit tests, end to end; as root
 	@./.ci/gotest -race -count=1 -timeout 10m $$(go list ./... | grep -v '/test/' | grep -v '/test$$') ./test/arch
 	@echo '== address space, long'
 	@./.ci/gotest -count=1 -timeout 5m ./ipam -run TestCluster -rapid.checks=2000 -rapid.steps=60
+	@echo '== simulated clusters, $(SIM_SEEDS) seeds'
+	@./.ci/gotest -count=1 -timeout 15m ./gossip -run '^TestSim$$' -sim.seeds=$(SIM_SEEDS)
 	@$(MAKE) --no-print-directory test-e2e
 
 test-e2e: root build ## end to end, in network namespaces; as root
@@ -89,6 +93,19 @@ docs: root build ## write the labs' pages anew, with real output; then read the 
 bench: go ## benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
+bench-gossip: go ## the figures of gossip and whether they hold: about six minutes on two free cores, 9 GB
+	@mkdir -p bin; go test -count=1 -timeout 30m ./gossip -run '^TestFigures$$' -figures -v >bin/figures.log 2>&1; status=$$?; \
+	  grep -v '^ *--- PASS\|^=== \|took' bin/figures.log; exit $$status
+
+soak: go ## simulated clusters with fresh seeds for SOAK (30m); a failure says how to replay it
+	@go test -c -o bin/soak.test ./gossip
+	@end=$$(( $$(date +%s) + $$(echo '$(SOAK)' | sed 's/h$$/*3600/; s/m$$/*60/; s/s$$//') )); first=$$(( $$(date +%s) * 1000 )); ran=0; bad=0; \
+	while [ $$(date +%s) -lt $$end ]; do \
+	  bin/soak.test -test.run '^TestSim$$' -sim.first=$$first -sim.seeds=100 -sim.rounds=3 -test.timeout 30m >bin/soak.log 2>&1 || { \
+	    bad=$$((bad + 1)); grep -v '^=== \|--- PASS' bin/soak.log; }; \
+	  first=$$((first + 100)); ran=$$((ran + 100)); echo "$$ran seeds, $$bad batches with failures"; \
+	done; [ $$bad = 0 ]
+
 demo: root build ## three nodes in namespaces, with commentary; as root
 	@./bin/nodectl lab demo
 
@@ -96,4 +113,4 @@ clean: ## remove what was built
 	rm -rf bin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile

@@ -319,7 +319,14 @@ func (s *sim) report() {
 		return
 	}
 	if name, ok := strings.CutPrefix(s.t.Name(), "TestSim/"); ok {
-		s.t.Errorf("replay with: go test ./gossip/ -run '^TestSim$' -sim.seed=%s", name)
+		flags := ""
+		if *simRounds != simDefaultRounds {
+			flags += fmt.Sprintf(" -sim.rounds=%d", *simRounds)
+		}
+		if *simTLS {
+			flags += " -sim.tls"
+		}
+		s.t.Errorf("replay with: go test ./gossip/ -run '^TestSim$' -sim.seed=%s%s", name, flags)
 	}
 	for _, f := range s.faults {
 		s.t.Error(f)

@@ -29,13 +29,14 @@ var (
 	simSeed    = flag.Uint64("sim.seed", 0, "run this one simulation")
 	simSeeds   = flag.Int("sim.seeds", 0, "run this many simulations (0: as many as fit a CI run)")
 	simFirst   = flag.Uint64("sim.first", 1, "the first seed of -sim.seeds")
-	simRounds  = flag.Int("sim.rounds", 2, "faults of one simulation")
+	simRounds  = flag.Int("sim.rounds", simDefaultRounds, "faults of one simulation")
 	simTLS     = flag.Bool("sim.tls", false, "TLS in all simulations, not only in one of eight")
 	simVerbose = flag.Bool("sim.log", false, "print the nodes' logs of a simulation that fails")
 )
 
 const (
-	simDefaultSeeds = 30
+	simDefaultSeeds  = 30
+	simDefaultRounds = 2
 	// simTLSPart: one seed of so many runs with real TLS, the others over plainConn.
 	simTLSPart = 8
 )

@@ -1,0 +1,146 @@
+package gossip
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"nodenet/state"
+)
+
+// stuckConn is a connection whose peer stops reading: with its buffers full, a
+// write waits until hold is closed.
+type stuckConn struct {
+	net.Conn
+	hold func() <-chan struct{} // nil: all goes through
+	done chan struct{}
+	once sync.Once
+}
+
+func (c *stuckConn) Write(b []byte) (int, error) {
+	if h := c.hold(); h != nil {
+		select {
+		case <-h:
+		case <-c.done:
+			return 0, net.ErrClosed
+		}
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *stuckConn) Close() error {
+	c.once.Do(func() { close(c.done) })
+	return c.Conn.Close()
+}
+
+// A peer that does not read slows nobody else, and what waits for it is bounded.
+func TestStuckPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var hold chan struct{}
+		h := newHerd(t, herdOptions{nodes: 3, seed: 9, edit: func(o *Options) {
+			if o.Name != "10.0.0.1" && o.Name != "10.0.0.3" {
+				return
+			}
+			o.net.wrap = func(c net.Conn) net.Conn {
+				if to := remoteIP(c).String(); to != "10.0.0.1" && to != "10.0.0.3" {
+					return c
+				}
+				return &stuckConn{Conn: c, done: make(chan struct{}), hold: func() <-chan struct{} {
+					mu.Lock()
+					defer mu.Unlock()
+					if hold == nil {
+						return nil
+					}
+					return hold
+				}}
+			}
+		}})
+		defer h.close()
+		h.lossy(0)
+		if !h.meshed(10 * time.Second) {
+			t.Fatal("no mesh")
+		}
+		time.Sleep(2 * time.Second)
+		a, b, c := h.nodes[0], h.nodes[1], h.nodes[2]
+		// Not by way of the third node either: it hears nothing at all.
+		h.net.edit(func(path func(from, to netip.Addr) *simPath) { path(b.addr, c.addr).noTCP = true })
+		mu.Lock()
+		hold = make(chan struct{})
+		mu.Unlock()
+		stuck := a.g.link(c.id.ID)
+		if stuck == nil {
+			t.Fatal("no link to the node that is to be stuck")
+		}
+		const burst = 3000
+		var mark state.Mark
+		for range burst {
+			mark = h.endpoint(a)
+			time.Sleep(time.Millisecond)
+			stuck.box.mu.Lock()
+			waiting := len(stuck.box.owners) + len(stuck.box.ids)
+			stuck.box.mu.Unlock()
+			if waiting > pushLimit {
+				t.Fatalf("%d changes wait for the stuck peer", waiting)
+			}
+		}
+		if k, n := len(stuck.out), stuck.queued.Load(); k > 16 || n > 1<<20 {
+			t.Errorf("%d frames of %d bytes wait for the stuck peer", k, n)
+		}
+		time.Sleep(200 * time.Millisecond)
+		if got := b.store.Snapshot().Head(a.id.ID).Mark; got != mark {
+			t.Errorf("the other peer is at %v, want %v", got, mark)
+		}
+		if got := c.store.Snapshot().Head(a.id.ID).Mark; got == mark {
+			t.Error("the stuck peer heard all of it: this test shows nothing")
+		}
+		mu.Lock()
+		close(hold)
+		hold = nil
+		mu.Unlock()
+		h.net.edit(func(path func(from, to netip.Addr) *simPath) { path(b.addr, c.addr).noTCP = false })
+		for end := time.Now().Add(10 * time.Second); !h.equal(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("not equal 10 s after the peer reads again")
+			}
+		}
+	})
+}
+
+// What is written again before it leaves travels once; what the peer sends
+// itself meanwhile does not travel at all; too much becomes a comparison.
+func TestOutbox(t *testing.T) {
+	s := newStore(t, state.Options{})
+	write(t, s, name("one"))
+	from := s.Snapshot().Head(s.Self()).Mark
+	offer := func(o *outbox) {
+		o.put(&push{Deltas: []state.Delta{{Owner: s.Self(), From: from}}}, nil)
+	}
+	var o outbox
+	for i := range 5 {
+		write(t, s, name(fmt.Sprintf("two-%d", i)))
+		offer(&o)
+	}
+	p, all := o.take(s.Snapshot())
+	if all || p == nil || len(p.Deltas) != 1 || p.Deltas[0].From != from || p.Deltas[0].To != s.Snapshot().Head(s.Self()).Mark {
+		t.Fatalf("took %+v, all %v", p, all)
+	}
+	if p, all := o.take(s.Snapshot()); p != nil || all {
+		t.Errorf("took %+v, all %v out of an empty box", p, all)
+	}
+	offer(&o)
+	o.seen(&push{Deltas: []state.Delta{{Owner: s.Self(), To: s.Snapshot().Head(s.Self()).Mark}}}, s.Snapshot())
+	if p, all := o.take(s.Snapshot()); p != nil || all {
+		t.Errorf("took %+v, all %v, which the peer has itself", p, all)
+	}
+	for _, id := range ids(t, pushLimit+1) {
+		o.put(&push{Deltas: []state.Delta{{Owner: id}}}, nil)
+	}
+	if p, all := o.take(s.Snapshot()); p != nil || !all {
+		t.Errorf("took %+v, all %v of more than fits", p, all)
+	}
+}
