@@ -115,6 +115,7 @@ func TestStuckPeer(t *testing.T) {
 // itself meanwhile does not travel at all; too much becomes a comparison.
 func TestOutbox(t *testing.T) {
 	s := newStore(t, state.Options{})
+	defer s.Close()
 	write(t, s, name("one"))
 	from := s.Snapshot().Head(s.Self()).Mark
 	offer := func(o *outbox) {
