@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"nodenet/state"
 	"nodenet/state/disk"
 )
@@ -71,22 +69,13 @@ func BenchmarkColdJoin(b *testing.B) {
 		b.StopTimer()
 		to := onDisk(b)
 		b.StartTimer()
-		began := cpuTime(b)
+		began := cpuTime()
 		frames = exchange(b, &replica{tables: to}, &replica{tables: from})
-		cpu += cpuTime(b) - began
+		cpu += cpuTime() - began
 		if to.Snapshot().Head(from.Self()).Mark != from.Snapshot().Head(from.Self()).Mark {
 			b.Fatal("not joined")
 		}
 	}
 	b.ReportMetric(float64(frames), "frames")
 	b.ReportMetric(cpu.Seconds()/float64(b.N), "cpu-s/op")
-}
-
-// cpuTime is what this process has used of all processors.
-func cpuTime(b *testing.B) time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -88,7 +88,10 @@ func TestStuckPeer(t *testing.T) {
 				t.Fatalf("%d changes wait for the stuck peer", waiting)
 			}
 		}
-		if k, n := len(stuck.out), stuck.queued.Load(); k > 16 || n > 1<<20 {
+		stuck.queue.mu.Lock()
+		k, n := len(stuck.queue.fresh)+len(stuck.queue.urgent)+len(stuck.queue.bulk), stuck.queue.bytes
+		stuck.queue.mu.Unlock()
+		if k > 16 || n > 1<<20 {
 			t.Errorf("%d frames of %d bytes wait for the stuck peer", k, n)
 		}
 		time.Sleep(200 * time.Millisecond)
