@@ -212,7 +212,6 @@ func (r *v1Record) hash() uint64 {
 type v1Node struct {
 	self    string
 	mark    v1Mark
-	clock   uint64
 	recs    map[v1ID]v1Record
 	heads   map[string]v1Head
 	budget  int
