@@ -105,8 +105,10 @@ type Status struct {
 	Connected, Known           int  // other nodes that have not left
 	Refused                    []Refusal
 	// Skew is how far most peers' clocks are ahead of ours (the median), behind
-	// if negative: beyond a minute, OK is false.
-	Skew time.Duration
+	// if negative: beyond a minute, OK is false. SkewOf is how many peers'
+	// clocks are known.
+	Skew   time.Duration
+	SkewOf int
 }
 
 // Frozen reports whether withdrawals are held back.
@@ -161,7 +163,7 @@ func (g *Gossip) Status() Status {
 	slices.SortFunc(s.Refused, func(a, b Refusal) int { return b.When.Compare(a.When) })
 	slices.Sort(unreached)
 
-	s.Skew = skewOf(skews)
+	s.Skew, s.SkewOf = skewOf(skews), len(skews)
 	s.Detail = fmt.Sprintf("%d of %d peers alive, %d connected", alive, s.Known, s.Connected)
 	switch {
 	case s.ClusterID == "":

@@ -258,7 +258,7 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 			var err error
 			grant, ops, err = n.alloc.Allocate(sn, n.self, ipam.Request{
 				Network: *nw, RingID: n.ringID(), ID: r.ID, Namespace: r.Namespace, Name: r.Name, MAC: r.MAC,
-				Want: r.IP, Now: time.Now(),
+				Want: r.IP, Now: n.clock.now(),
 				Held: func(a netip.Addr) bool { return n.book.Held(r.Network, a) },
 			})
 			if err != nil {
@@ -365,7 +365,7 @@ func (n *Node) attachSpec(ep state.Endpoint) overlay.AttachSpec {
 // release takes an endpoint's record, address and published ports back.
 func (n *Node) release(ctx context.Context, ep state.Endpoint) (uint64, error) {
 	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
-		ops := n.alloc.Release(sn, n.self, ep.ID, time.Now())
+		ops := n.alloc.Release(sn, n.self, ep.ID, n.clock.now())
 		for rec, p := range state.All[state.Publish](sn) {
 			if rec.ID.Owner == n.self && p.Endpoint == ep.ID {
 				ops = append(ops, state.Del(state.Owner, state.KindPublish, rec.ID.Key))

@@ -70,6 +70,7 @@ type Node struct {
 	db      *disk.DB
 	store   *state.Store
 	alloc   *ipam.Allocator
+	clock   clusterClock
 	gossip  *gossip.Gossip
 	overlay *overlay.Overlay
 	lb      *lb.LB
@@ -206,9 +207,14 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if err != nil {
 		return err
 	}
+	n.clock.skews = func() (time.Duration, int) {
+		s := n.gossip.Status()
+		return s.Skew, s.SkewOf
+	}
 	n.book = dhcp.NewBook(n.store, n.pickLease)
 	n.book.Free = n.freePart
-	if n.dhcp, err = dhcp.New(dhcp.Options{Leases: n.book, Logger: n.log.With("part", "dhcp"), Registry: reg}); err != nil {
+	n.book.Now = n.clock.now
+	if n.dhcp, err = dhcp.New(dhcp.Options{Leases: n.book, Now: n.clock.now, Logger: n.log.With("part", "dhcp"), Registry: reg}); err != nil {
 		return err
 	}
 	n.gossip, err = gossip.New(gossip.Options{

@@ -403,7 +403,7 @@ func (n *Node) pickLease(sn *state.Snapshot, network string, c dhcp.Client, held
 	}
 	g, ops, err := n.alloc.Allocate(sn, n.self, ipam.Request{
 		Network: *nw, RingID: n.ringID(), ID: "dhcp/" + c.MAC.String(), Name: c.Hostname, MAC: c.MAC.String(),
-		Want: c.Requested, Now: time.Now(), Held: held,
+		Want: c.Requested, Now: n.clock.now(), Held: held,
 	})
 	if err != nil && c.Requested.IsValid() && !errors.Is(err, ipam.ErrNeedSpace) {
 		// What a client asks for is a wish (RFC 2131 §4.3.1).
