@@ -17,7 +17,7 @@ export GOFLAGS := $(strip $(filter-out -buildvcs=false,$(shell go env GOFLAGS 2>
 # The linter's version is that of .ci/deps.
 STATICCHECK := $(firstword $(wildcard bin/staticcheck) staticcheck)
 
-.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench bench-gossip soak demo clean help root go deps
+.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench bench-gossip bench-dns soak demo clean help root go deps
 
 build: go ## build ./bin/nodectl
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/nodectl ./cmd/nodectl
@@ -106,6 +106,12 @@ soak: go ## simulated clusters with fresh seeds for SOAK (30m); a failure says h
 	    bad=$$((bad + 1)); grep -v '^=== \|--- PASS' bin/soak.log; }; \
 	  first=$$((first + 100)); ran=$$((ran + 100)); echo "$$ran seeds, $$bad batches with failures"; \
 	done; [ $$bad = 0 ]
+
+bench-dns: root go ## the name server beside nsd, knot, unbound, dnsmasq: queries a CPU-second and more; as root
+	@./.ci/deps-bench
+	go build -o bin/bench-dns ./test/bench/dns
+	@./bin/bench-dns $(BENCHFLAGS)
+	@go test -run '^$$' -bench ZoneMemory -benchtime 1x ./dns | grep B/name
 
 demo: root build ## three nodes in namespaces, with commentary; as root
 	@./bin/nodectl lab demo

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"testing"
 
 	wire "github.com/miekg/dns"
 
+	"nodenet/dns/plugin"
 	"nodenet/state"
 )
 
@@ -45,4 +47,62 @@ func BenchmarkAnswer(b *testing.B) {
 			b.Fatal("no answer")
 		}
 	}
+}
+
+// BenchmarkPacked is what the packed path adds to reading and writing.
+func BenchmarkPacked(b *testing.B) {
+	s := running(b, Options{Servers: servers(b, ". {\n errors\n cache 30\n hosts {\n fallthrough\n}\n cluster\n loadbalance\n}\n")}, manyServices(10000))
+	var queries [][]byte
+	for i := range 1 << 14 {
+		m := new(wire.Msg)
+		i = i * 7919 % 10000
+		m.SetQuestion(fmt.Sprintf("svc-%d.ns-%d.svc.cluster.local.", i, i%50), wire.TypeA)
+		m.SetEdns0(1232, false)
+		q, err := m.Pack()
+		if err != nil {
+			b.Fatal(err)
+		}
+		queries = append(queries, q)
+	}
+	t, r := s.live.Load().main, &responder{turn: 1}
+	var out [defaultBufsize]byte
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if i++; r.respond(t, queries[i%len(queries)], out[:]) == 0 {
+			b.Fatal("no packed answer")
+		}
+	}
+}
+
+// manyEndpoints is a view of n workloads with a name each.
+func manyEndpoints(n int) *state.View {
+	var endpoints []*state.EndpointView
+	for i := range n {
+		endpoints = append(endpoints, &state.EndpointView{Owner: "n1", Serving: true, Endpoint: &state.Endpoint{
+			ID: fmt.Sprint("e", i), Namespace: fmt.Sprint("ns-", i%50), Name: fmt.Sprintf("pod-%d", i), Network: "pods",
+			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})},
+		}})
+	}
+	return state.NewView(state.View{Rev: 1}, endpoints, nil)
+}
+
+// BenchmarkZoneMemory reports what a zone takes for each name in it: an
+// address or a pointer, with the names above them.
+func BenchmarkZoneMemory(b *testing.B) {
+	v := manyEndpoints(50000) // 100 000 names: an address and a pointer each
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	for b.Loop() {
+		before := heap()
+		z := buildZone(v, zoneOptions{forward: plugin.Zones{"cluster.local."}, reverse: plugin.Zones{"in-addr.arpa."}, ttl: 5})
+		b.ReportMetric(float64(heap()-before)/float64(z.names.n), "B/name")
+		runtime.KeepAlive(z)
+	}
+	runtime.KeepAlive(v)
 }

@@ -9,9 +9,9 @@ import (
 	"strings"
 	"sync"
 
-	wire "github.com/miekg/dns"
-
 	"nodenet/config"
+	"nodenet/dns/limit"
+	"nodenet/dns/plugin"
 )
 
 // block is a server block: zones, ports and a chain of plugins. It is
@@ -19,14 +19,21 @@ import (
 type block struct {
 	server  config.Server
 	keys    []zoneKey
-	zones   zones // of all keys, in order, no duplicates
-	plugins []plugin
-	chain   handler
+	zones   plugin.Zones // of all keys, in order, no duplicates
+	plugins []plugin.Named
+	chain   plugin.Handler
+	plan    *plan  // nil: every question goes through the chain
+	views   []view // all must hold for a question; empty: every question
 
-	bind     []netip.Addr // empty: the server's addresses
-	bufsize  uint16       // 0: defaultBufsize
-	recurse  bool         // a forward is there: RA is set
-	nsid     []byte       // nil: not given
+	bind     []netip.Addr   // empty: the server's addresses
+	bufsize  uint16         // 0: defaultBufsize
+	recurse  bool           // a forward is there: RA is set
+	transfer bool           // zones may be copied
+	limited  bool           // ratelimit is given
+	limiter  *limit.Limiter // nil: off, or the server's own
+	tls      *tlsFiles      // of keys with a scheme; nil: not given
+	debug    bool           // the way of each question is logged
+	nsid     []byte         // nil: not given
 	endpoint httpEndpoints
 	reload   reloadOptions
 
@@ -36,8 +43,9 @@ type block struct {
 
 // zoneKey is one key of a block.
 type zoneKey struct {
-	zone string
-	port uint16
+	zone   string
+	port   uint16
+	scheme string // tls, https; empty: plain DNS
 }
 
 const defaultPort = 53
@@ -56,18 +64,20 @@ func (p *parser) parseKeys() {
 	b := p.block
 	for _, key := range b.server.Keys {
 		k := strings.TrimSuffix(key, ",")
-		if scheme, rest, ok := strings.Cut(k, "://"); ok {
-			if scheme != "dns" {
-				p.errorf(b.server.Pos, "%s:// is not supported, only plain DNS (dns://) is served", scheme)
+		port, scheme := defaultPort, ""
+		if sch, rest, ok := strings.Cut(k, "://"); ok {
+			if port = portOf(sch); port == 0 {
+				p.Errorf(b.server.Pos, "%s:// is not supported, write dns://, tls:// or https://", sch)
 				continue
 			}
-			k = rest
+			if k = rest; sch != "dns" {
+				scheme = sch
+			}
 		}
-		port := defaultPort
-		if i := strings.LastIndexByte(k, ':'); i >= 0 && !isPrefix(k) {
+		if i := strings.LastIndexByte(k, ':'); i >= 0 && !plugin.IsPrefix(k) {
 			n, err := strconv.ParseUint(k[i+1:], 10, 16)
 			if err != nil || n == 0 {
-				p.errorf(b.server.Pos, "port %q is not a number from 1 to 65535", k[i+1:])
+				p.Errorf(b.server.Pos, "port %q is not a number from 1 to 65535", k[i+1:])
 				continue
 			}
 			port, k = int(n), k[:i]
@@ -75,26 +85,21 @@ func (p *parser) parseKeys() {
 		if k == "" {
 			k = "."
 		}
-		zs, err := parseZone(k)
+		zs, err := plugin.ParseZone(k)
 		if err != nil {
-			p.errorf(b.server.Pos, "%v", err)
+			p.Errorf(b.server.Pos, "%v", err)
 			continue
 		}
 		for _, z := range zs {
-			b.keys = append(b.keys, zoneKey{zone: z, port: uint16(port)})
+			b.keys = append(b.keys, zoneKey{zone: z, port: uint16(port), scheme: scheme})
 			if !slices.Contains(b.zones, z) {
 				b.zones = append(b.zones, z)
 			}
 		}
 	}
 	if len(b.server.Keys) == 0 {
-		p.errorf(b.server.Pos, "a server block needs a zone, write `.:53 { … }`")
+		p.Errorf(b.server.Pos, "a server block needs a zone, write `.:53 { … }`")
 	}
-}
-
-func isPrefix(s string) bool {
-	_, err := netip.ParsePrefix(s)
-	return err == nil
 }
 
 // overlaps finds zones that two blocks serve on the same port and address.
@@ -118,7 +123,9 @@ func overlaps(blocks []*block) []error {
 						b.server.Pos.File, b.server.Pos.Line, b.label(), k.zone, k.port, first.server.Pos.Line))
 					continue
 				}
-				seen[c] = b
+				if len(b.views) == 0 { // else the next block may still be asked
+					seen[c] = b
+				}
 			}
 		}
 	}
@@ -128,19 +135,25 @@ func overlaps(blocks []*block) []error {
 // attach gives the plugins their surroundings and builds the chain.
 func (b *block) attach(s *Server) {
 	for _, p := range b.plugins {
-		if a, ok := p.(attacher); ok {
+		switch a := p.Plugin.(type) {
+		case plugin.Attacher:
+			a.Attach(s.env(b))
+		case attacher:
 			a.attach(s, b)
 		}
 	}
-	b.chain = chainOf(b.plugins)
+	b.chain = plugin.Chain(b.plugins)
+	if len(b.views) == 0 && !b.debug {
+		b.plan = planOf(b.plugins)
+	}
 }
 
 // start runs the background work of the plugins until stop.
 func (b *block) start(ctx context.Context) {
 	ctx, b.cancel = context.WithCancel(ctx)
 	for _, p := range b.plugins {
-		if r, ok := p.(runner); ok {
-			b.wg.Go(func() { r.run(ctx) })
+		if r, ok := p.Plugin.(plugin.Runner); ok {
+			b.wg.Go(func() { r.Run(ctx) })
 		}
 	}
 }
@@ -153,14 +166,7 @@ func (b *block) stop() {
 }
 
 // holds reports whether the block answers a name from own data.
-func (b *block) holds(name string) bool {
-	for _, p := range b.plugins {
-		if h, ok := p.(holder); ok && h.holds(name) {
-			return true
-		}
-	}
-	return false
-}
+func (b *block) holds(name string) bool { return plugin.Holds(b.plugins, name) }
 
 // listens returns the sockets that the block wants.
 func (b *block) listens(addrs []netip.Addr) map[netip.AddrPort][]string {
@@ -169,60 +175,13 @@ func (b *block) listens(addrs []netip.Addr) map[netip.AddrPort][]string {
 	}
 	out := make(map[netip.AddrPort][]string)
 	for _, k := range b.keys {
+		if k.scheme != "" {
+			continue
+		}
 		for _, a := range addrs {
 			ap := netip.AddrPortFrom(a, k.port)
 			out[ap] = append(out[ap], k.zone)
 		}
 	}
 	return out
-}
-
-// table finds the block of a name, for one socket. Immutable.
-type table struct {
-	zones map[string]*block
-}
-
-// match returns the block with the longest zone that name lies in, or nil.
-// The name is lower-case and fully qualified.
-func (t *table) match(name string) *block {
-	if t == nil {
-		return nil
-	}
-	for off, end := 0, false; !end; off, end = wire.NextLabel(name, off) {
-		if b, ok := t.zones[name[off:]]; ok {
-			return b
-		}
-	}
-	return t.zones["."]
-}
-
-// buildLive makes the tables for a set of blocks and addresses.
-func buildLive(blocks []*block, addrs []netip.Addr) *live {
-	l := &live{blocks: blocks, tables: make(map[netip.AddrPort]*table), main: &table{zones: make(map[string]*block)}}
-	main := uint16(0)
-	for _, b := range blocks {
-		for ap, zs := range b.listens(addrs) {
-			t := l.tables[ap]
-			if t == nil {
-				t = &table{zones: make(map[string]*block)}
-				l.tables[ap] = t
-			}
-			for _, z := range zs {
-				t.zones[z] = b
-			}
-		}
-		for _, k := range b.keys {
-			if main == 0 || k.port == defaultPort || main != defaultPort && k.port < main {
-				main = k.port
-			}
-		}
-	}
-	for _, b := range blocks {
-		for _, k := range b.keys {
-			if _, taken := l.main.zones[k.zone]; k.port == main && !taken {
-				l.main.zones[k.zone] = b
-			}
-		}
-	}
-	return l
 }

@@ -5,17 +5,19 @@ import (
 	"context"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	wire "github.com/miekg/dns"
 
 	"nodenet/config"
+	"nodenet/dns/plugin"
 )
 
 // Defaults and bounds of the cache.
 const (
 	cacheEntries     = 9984
-	cacheBytes       = 32 << 20 // of packed answers, each of success and denial
+	cacheBytes       = 32 << 20 // about, each of success and denial
 	cacheMaxTTL      = time.Hour
 	cacheMaxNegative = 30 * time.Minute
 	cacheServfail    = time.Second // RFC 9520 section 3.2: at least one
@@ -25,30 +27,34 @@ const (
 // cache keeps what others answered. What the node knows by itself is never
 // cached: it is faster than the cache and must not be stale.
 type cache struct {
-	zones    zones
+	zones    plugin.Zones
 	success  *store // nil: disabled
 	denial   *store
-	noGood   zones // zones whose positive answers are not kept
-	noBad    zones
+	noGood   plugin.Zones // zones whose positive answers are not kept
+	noBad    plugin.Zones
 	servfail time.Duration
+	keepTTL  bool
+	stale    staleOptions
+	prefetch prefetchOptions
 	now      func() time.Time
 
 	block   *block
 	metrics *metrics
+	refresh refresher
 }
 
-func parseCache(p *parser, d config.Directive) plugin {
+func parseCache(p *parser, d config.Directive) plugin.Plugin {
 	success := storeOptions{entries: cacheEntries, max: cacheMaxTTL}
 	denial := storeOptions{entries: cacheEntries, max: cacheMaxNegative}
 	c := &cache{servfail: cacheServfail, now: time.Now}
 	args := d.Args
-	if len(args) > 0 && args[0] != "" && args[0][0] >= '0' && args[0][0] <= '9' && !isPrefix(args[0]) {
-		if ttl, ok := p.duration(d, "TTL", args[0], time.Second); ok {
+	if len(args) > 0 && args[0] != "" && args[0][0] >= '0' && args[0][0] <= '9' && !plugin.IsPrefix(args[0]) {
+		if ttl, ok := p.Duration(d, "TTL", args[0], time.Second); ok {
 			success.max, denial.max = ttl, ttl
 		}
 		args = args[1:]
 	}
-	c.zones = p.zoneArgs(d, args)
+	c.zones = p.ZoneArgs(d, args)
 	for _, o := range d.Block {
 		switch o.Name {
 		case "success":
@@ -56,30 +62,37 @@ func parseCache(p *parser, d config.Directive) plugin {
 		case "denial":
 			denial.parse(p, o)
 		case "servfail":
-			if p.args(o, 1, 1, "servfail DURATION") {
-				c.servfail, _ = p.duration(o, "time", o.Args[0], 0)
+			if p.Args(o, 1, 1, "servfail DURATION") {
+				c.servfail, _ = p.Duration(o, "time", o.Args[0], 0)
 				if c.servfail > 5*time.Minute {
-					p.errorf(o.Pos, "cache: servfail %s is more than 5m (RFC 9520)", o.Args[0])
+					p.Errorf(o.Pos, "cache: servfail %s is more than 5m (RFC 9520)", o.Args[0])
 				}
 			}
 		case "disable":
-			if !p.args(o, 1, -1, "disable success|denial [ZONE...]") {
+			if !p.Args(o, 1, -1, "disable success|denial [ZONE...]") {
 				continue
 			}
-			switch zs := p.zoneArgs(o, o.Args[1:]); o.Args[0] {
+			switch zs := p.ZoneArgs(o, o.Args[1:]); o.Args[0] {
 			case "success":
 				c.noGood = append(c.noGood, zs...)
 			case "denial":
 				c.noBad = append(c.noBad, zs...)
 			default:
-				p.errorf(o.Pos, "cache: disable %q is not known, write success or denial", o.Args[0])
+				p.Errorf(o.Pos, "cache: disable %q is not known, write success or denial", o.Args[0])
 			}
-		case "prefetch", "serve_stale", "keepttl":
-			p.errorf(o.Pos, "cache: %s is not supported, remove it", o.Name)
+		case "keepttl":
+			c.keepTTL = p.Args(o, 0, 0, "keepttl")
+		case "serve_stale":
+			c.stale.parse(p, o)
+		case "serve_stale_policy":
+			p.Errorf(o.Pos, "cache: serve_stale_policy is not supported, a newer denial counts: remove it")
+		case "prefetch":
+			c.prefetch.parse(p, o)
 		default:
-			p.unknown(d, o, "success", "denial", "servfail", "disable")
+			p.Unknown(d, o, "success", "denial", "servfail", "disable", "keepttl", "serve_stale", "prefetch")
 		}
 	}
+	success.stale, denial.stale = c.stale.keep, c.stale.keep
 	c.success, c.denial = newStore(success), newStore(denial)
 	return c
 }
@@ -88,55 +101,87 @@ func parseCache(p *parser, d config.Directive) plugin {
 type storeOptions struct {
 	entries  int
 	max, min time.Duration
+	stale    time.Duration // entries are kept for so long after their end
 }
 
 func (s *storeOptions) parse(p *parser, o config.Directive) {
-	if !p.args(o, 1, 3, o.Name+" CAPACITY [TTL] [MINTTL]") {
+	if !p.Args(o, 1, 3, o.Name+" CAPACITY [TTL] [MINTTL]") {
 		return
 	}
-	s.entries, _ = p.number(o, "capacity", o.Args[0], 1, 1<<24)
+	s.entries, _ = p.Number(o, "capacity", o.Args[0], 1, 1<<24)
 	if len(o.Args) > 1 {
-		s.max, _ = p.duration(o, "TTL", o.Args[1], time.Second)
+		s.max, _ = p.Duration(o, "TTL", o.Args[1], time.Second)
 	}
 	if len(o.Args) > 2 {
-		s.min, _ = p.duration(o, "minimal TTL", o.Args[2], 0)
+		s.min, _ = p.Duration(o, "minimal TTL", o.Args[2], 0)
 	}
 }
 
 func (c *cache) attach(s *Server, b *block) { c.block, c.metrics = b, s.metrics }
 
-func (c *cache) serve(ctx context.Context, q *query, next handler) (*wire.Msg, error) {
-	if c.zones.match(q.name) == "" || c.block.holds(q.name) {
+func (c *cache) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler) (*wire.Msg, error) {
+	// An answer without recursion, or to options of its own, is nobody else's.
+	if c.zones.Match(q.Name) == "" || !q.Msg.RecursionDesired || len(q.Options) > 0 || c.block.holds(q.Name) {
 		return next(ctx, q)
 	}
-	k := cacheKey{name: q.name, qtype: q.qtype, class: q.class, do: q.do, cd: q.msg.CheckingDisabled}
+	k := cacheKey{name: q.Name, qtype: q.Type, class: q.Class, do: q.DO, cd: q.Msg.CheckingDisabled}
 	now := c.now()
-	for _, s := range []*store{c.success, c.denial} {
-		if e := s.get(k, now); e != nil {
-			q.cached, q.source = true, "cache"
-			c.metrics.hits.Add(1)
-			return e.reply(now), nil
+	e := c.find(k, now)
+	switch {
+	case e == nil:
+	case now.Before(e.expires):
+		if c.prefetch.due(e, now) {
+			c.again(q, k, next)
 		}
+		return c.hit(q, e, now, "hit"), nil
+	case c.refresh.pending(k, now) || !c.stale.verify:
+		c.again(q, k, next)
+		return c.hit(q, e, now, "stale"), nil
+	default:
+		if r := c.verified(ctx, q, k, next); r != nil {
+			return r, nil
+		}
+		return c.hit(q, e, now, "stale"), nil
 	}
 	r, err := next(ctx, q)
-	if q.local || ctx.Err() != nil {
+	if q.Own || ctx.Err() != nil {
 		return r, err
 	}
 	c.metrics.misses.Add(1)
 	switch {
 	case err != nil:
-		c.keep(k, refusal(wire.RcodeServerFailure), now)
+		c.keep(k, plugin.Refusal(wire.RcodeServerFailure), now)
 	case r != nil:
 		c.keep(k, r, now)
 		// The first answer has the TTLs that the next one will have: a client
 		// must not hold a record for longer than the cache was told to.
-		for _, s := range []*store{c.success, c.denial} {
-			if e := s.get(k, now); e != nil {
-				return e.reply(now), nil
-			}
+		if e := c.find(k, now); e != nil && now.Before(e.expires) {
+			return e.reply(now, c.keepTTL), nil
 		}
 	}
 	return r, err
+}
+
+// find returns the entry of a question: the fresh one, or else the one that
+// went stale last.
+func (c *cache) find(k cacheKey, now time.Time) (best *entry) {
+	for _, s := range []*store{c.success, c.denial} {
+		if e := s.get(k, now); e != nil && (best == nil || e.stored.After(best.stored)) {
+			best = e
+		}
+	}
+	return best
+}
+
+func (c *cache) hit(q *plugin.Query, e *entry, now time.Time, decision string) *wire.Msg {
+	q.Cached, q.Source = decision == "hit", "cache"
+	c.metrics.hits.Add(1)
+	q.Record(plugin.Step{Plugin: "cache", Decision: decision, Age: now.Sub(e.stored)})
+	if decision == "stale" {
+		q.Explain(wire.ExtendedErrorCodeStaleAnswer, "")
+		return c.stale.reply(e)
+	}
+	return e.reply(now, c.keepTTL)
 }
 
 // keep stores an answer if it may be kept.
@@ -146,15 +191,17 @@ func (c *cache) keep(k cacheKey, r *wire.Msg, now time.Time) {
 	}
 	switch kind, ttl := classify(r); kind {
 	case good:
-		if c.noGood.match(k.name) == "" {
+		if c.noGood.Match(k.name) == "" {
 			c.success.put(k, r, ttl, now)
+			c.denial.drop(k)
 		}
 	case negative:
-		if c.noBad.match(k.name) == "" {
+		if c.noBad.Match(k.name) == "" {
 			c.denial.put(k, r, ttl, now)
+			c.success.drop(k)
 		}
 	case failure:
-		if c.servfail > 0 && c.noBad.match(k.name) == "" {
+		if c.servfail > 0 && c.noBad.Match(k.name) == "" {
 			c.denial.putFor(k, r, c.servfail, now)
 		}
 	}
@@ -218,10 +265,12 @@ type entry struct {
 	stored  time.Time
 	expires time.Time
 	size    int
+	hits    atomic.Uint32 // without a long pause between them
+	last    atomic.Int64  // hit, Unix nanoseconds
 }
 
 // reply copies the answer with TTLs as they are now.
-func (e *entry) reply(now time.Time) *wire.Msg {
+func (e *entry) reply(now time.Time, keepTTL bool) *wire.Msg {
 	age := uint32(now.Sub(e.stored) / time.Second)
 	left := uint32((e.expires.Sub(now) + time.Second - 1) / time.Second)
 	m := &wire.Msg{MsgHdr: e.msg.MsgHdr}
@@ -230,6 +279,9 @@ func (e *entry) reply(now time.Time) *wire.Msg {
 		for i, rr := range rrs {
 			out[i] = wire.Copy(rr)
 			h := out[i].Header()
+			if keepTTL {
+				continue
+			}
 			h.Ttl = min(h.Ttl-min(age, h.Ttl), left)
 		}
 		return out
@@ -274,7 +326,7 @@ func (s *store) get(k cacheKey, now time.Time) *entry {
 		return nil
 	}
 	e := el.Value.(*entry)
-	if !now.Before(e.expires) {
+	if !now.Before(e.expires.Add(s.opt.stale)) {
 		sh.remove(el)
 		return nil
 	}
@@ -290,7 +342,8 @@ func (s *store) putFor(k cacheKey, r *wire.Msg, ttl time.Duration, now time.Time
 	if ttl <= 0 {
 		return
 	}
-	e := &entry{key: k, stored: now, expires: now.Add(ttl), size: r.Len() + len(k.name) + 200}
+	records := len(r.Answer) + len(r.Ns) + len(r.Extra)
+	e := &entry{key: k, stored: now, expires: now.Add(ttl), size: r.Len() + len(k.name) + 200 + 150*records}
 	// The caller goes on to fill in the header of r; the records are shared.
 	e.msg = &wire.Msg{Answer: r.Answer, Ns: r.Ns, Extra: r.Extra}
 	e.msg.Rcode, e.msg.AuthenticatedData = r.Rcode, r.AuthenticatedData
@@ -298,6 +351,8 @@ func (s *store) putFor(k cacheKey, r *wire.Msg, ttl time.Duration, now time.Time
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if old := sh.entries[k]; old != nil {
+		e.hits.Store(old.Value.(*entry).hits.Load())
+		e.last.Store(old.Value.(*entry).last.Load())
 		sh.remove(old)
 	}
 	sh.entries[k] = sh.recent.PushFront(e)
@@ -305,6 +360,16 @@ func (s *store) putFor(k cacheKey, r *wire.Msg, ttl time.Duration, now time.Time
 	most := max(1, s.opt.entries/cacheShards)
 	for sh.recent.Len() > most || sh.bytes > cacheBytes/cacheShards {
 		sh.remove(sh.recent.Back())
+	}
+}
+
+// drop forgets an entry.
+func (s *store) drop(k cacheKey) {
+	sh := s.shard(k)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if el := sh.entries[k]; el != nil {
+		sh.remove(el)
 	}
 }
 

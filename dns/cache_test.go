@@ -36,7 +36,7 @@ func caching(t testing.TB, line string, u *fakeUpstream) (*Server, *clock) {
 	text := fmt.Sprintf(". {\n %s\n cluster\n forward . %s\n}\n", line, u.addr)
 	s := running(t, Options{Servers: servers(t, text)}, testView())
 	for _, p := range s.live.Load().blocks[0].plugins {
-		if p, ok := p.(*cache); ok {
+		if p, ok := p.Plugin.(*cache); ok {
 			p.now = c.Now
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	wire "github.com/miekg/dns"
 
 	"nodenet/config"
+	"nodenet/dns/plugin"
 	"nodenet/state"
 )
 
@@ -19,18 +20,20 @@ const defaultTTL = 5
 // cluster answers from the cluster's tables.
 type cluster struct {
 	opt  zoneOptions
-	fall fallthroughTo
+	fall plugin.Fall
 	zone atomic.Pointer[Zone] // nil: no data yet
+
+	namespaceOf func(netip.Addr) string // see search.go; nil: not attached
 }
 
-func parseCluster(p *parser, d config.Directive) plugin {
+func parseCluster(p *parser, d config.Directive) plugin.Plugin {
 	c := &cluster{opt: zoneOptions{ttl: defaultTTL}}
-	zs := p.zoneArgs(d, d.Args)
+	zs := p.ZoneArgs(d, d.Args)
 	if len(d.Args) == 0 && slices.Contains(zs, ".") {
-		zs = zones{wire.Fqdn(config.DefaultZone), "in-addr.arpa.", "ip6.arpa."}
+		zs = plugin.Zones{wire.Fqdn(config.DefaultZone), "in-addr.arpa.", "ip6.arpa."}
 	}
 	for _, z := range zs {
-		if isReverse(z) {
+		if plugin.IsReverse(z) {
 			c.opt.reverse = append(c.opt.reverse, z)
 		} else {
 			c.opt.forward = append(c.opt.forward, z)
@@ -40,73 +43,80 @@ func parseCluster(p *parser, d config.Directive) plugin {
 		switch o.Name {
 		case "pods":
 			modes := map[string]podMode{"disabled": podsDisabled, "insecure": podsInsecure, "verified": podsVerified}
-			if !p.args(o, 1, 1, "pods disabled|insecure|verified") {
+			if !p.Args(o, 1, 1, "pods disabled|insecure|verified") {
 				continue
 			}
 			mode, ok := modes[o.Args[0]]
 			if !ok {
-				p.errorf(o.Pos, "%s: pods %q is not a mode, write disabled, insecure or verified", d.Name, o.Args[0])
+				p.Errorf(o.Pos, "%s: pods %q is not a mode, write disabled, insecure or verified", d.Name, o.Args[0])
 			}
 			c.opt.pods = mode
 		case "ttl":
-			if p.args(o, 1, 1, "ttl SECONDS") {
-				if n, ok := p.number(o, "value", o.Args[0], 0, 3600); ok {
+			if p.Args(o, 1, 1, "ttl SECONDS") {
+				if n, ok := p.Number(o, "value", o.Args[0], 0, 3600); ok {
 					c.opt.ttl = uint32(n)
 				}
 			}
 		case "fallthrough":
-			c.fall = p.fallthroughTo(o)
+			c.fall = p.Fall(o)
 		case "noendpoints":
 			c.opt.noEndpoints = true
 		case "namespaces":
-			if p.args(o, 1, -1, "namespaces NAME...") {
+			if p.Args(o, 1, -1, "namespaces NAME...") {
 				for _, n := range o.Args {
 					c.opt.namespaces = append(c.opt.namespaces, strings.ToLower(n))
 				}
 			}
 		case "upstream":
-			p.noticef(o, "%s: upstream is ignored, names outside the zone are resolved by this server", d.Name)
+			p.Noticef(o, "%s: upstream is ignored, names outside the zone are resolved by this server", d.Name)
 		case "endpoint_pod_names":
-			p.noticef(o, "%s: endpoint_pod_names is ignored, endpoints always have their names", d.Name)
+			p.Noticef(o, "%s: endpoint_pod_names is ignored, endpoints always have their names", d.Name)
 		case "endpoint", "tls", "kubeconfig", "apiserver_qps", "apiserver_burst", "apiserver_max_inflight", "namespace_labels", "labels", "startup_timeout", "multicluster", "ignore":
-			p.errorf(o.Pos, "%s: %s is not supported, there is no API server here: remove it", d.Name, o.Name)
+			p.Errorf(o.Pos, "%s: %s is not supported, there is no API server here: remove it", d.Name, o.Name)
 		default:
-			p.unknown(d, o, "pods", "ttl", "fallthrough", "noendpoints", "namespaces", "upstream", "endpoint_pod_names")
+			p.Unknown(d, o, "pods", "ttl", "fallthrough", "noendpoints", "namespaces", "upstream", "endpoint_pod_names")
 		}
 	}
 	return c
 }
 
-// derive builds the zone of a view and makes it the one to answer from.
-func (c *cluster) derive(v *state.View, ns []netip.Addr) {
+// derive makes the zone of a view the one to answer from: by what differs from
+// the view before it, or, when old is nil or that does not do, all of it anew.
+func (c *cluster) derive(old, v *state.View, ns []netip.Addr) {
+	if z := c.zone.Load(); z != nil && old != nil && slices.Equal(z.opt.ns, ns) {
+		if z = z.change(old, v); z != nil {
+			c.zone.Store(z)
+			return
+		}
+	}
 	opt := c.opt
 	opt.ns = ns
 	c.zone.Store(buildZone(v, opt))
 }
 
-func (c *cluster) serve(ctx context.Context, q *query, next handler) (*wire.Msg, error) {
-	if q.class != wire.ClassINET {
+func (c *cluster) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler) (*wire.Msg, error) {
+	if q.Class != wire.ClassINET {
 		return next(ctx, q)
 	}
 	z := c.zone.Load()
 	if z == nil {
-		if c.opt.forward.match(q.name) == "" && c.opt.reverse.match(q.name) == "" {
+		if c.opt.forward.Match(q.Name) == "" && c.opt.reverse.Match(q.Name) == "" {
 			return next(ctx, q)
 		}
-		q.local, q.source = true, "cluster"
-		q.explain(wire.ExtendedErrorCodeNotReady, "no cluster data yet")
+		q.Own, q.Source = true, "cluster"
+		q.Explain(wire.ExtendedErrorCodeNotReady, "no cluster data yet")
 		return &wire.Msg{MsgHdr: wire.MsgHdr{Rcode: wire.RcodeServerFailure}}, nil
 	}
-	a, ok := z.Lookup(q.name, q.qtype)
-	if !ok || a.Rcode == wire.RcodeNameError && len(a.Answer) == 0 && c.fall.passes(q.name) {
+	a, ok := z.Lookup(q.Name, q.Type)
+	if !ok || a.Rcode == wire.RcodeNameError && len(a.Answer) == 0 && c.fall.Passes(q.Name) {
 		return next(ctx, q)
 	}
-	q.local, q.source = true, "cluster"
+	q.Own, q.Source = true, "cluster"
 	m := &wire.Msg{Answer: a.Answer, Ns: a.Ns, Extra: a.Extra}
 	m.Rcode = a.Rcode
 	m.Authoritative = a.Rcode != wire.RcodeServerFailure
 	if a.Rcode == wire.RcodeServerFailure {
-		q.explain(wire.ExtendedErrorCodeOther, "CNAME chain is circular or too long")
+		q.Explain(wire.ExtendedErrorCodeOther, "CNAME chain is circular or too long")
 	}
 	if a.Chase != "" {
 		return m, c.chase(ctx, q, m, a.Chase)
@@ -116,13 +126,13 @@ func (c *cluster) serve(ctx context.Context, q *query, next handler) (*wire.Msg,
 
 // chase completes an answer whose CNAME leads out of the zone. Stub
 // resolvers do not follow a CNAME by themselves.
-func (c *cluster) chase(ctx context.Context, q *query, m *wire.Msg, target string) error {
-	if q.depth >= maxDepth {
+func (c *cluster) chase(ctx context.Context, q *plugin.Query, m *wire.Msg, target string) error {
+	if q.Depth >= plugin.MaxDepth {
 		m.Rcode = wire.RcodeServerFailure
-		q.explain(wire.ExtendedErrorCodeOther, "CNAME chain too long")
+		q.Explain(wire.ExtendedErrorCodeOther, "CNAME chain too long")
 		return nil
 	}
-	r, err := q.lookup(ctx, target, q.qtype)
+	r, err := q.Lookup(ctx, target, q.Type)
 	if err != nil {
 		return err
 	}
@@ -130,16 +140,16 @@ func (c *cluster) chase(ctx context.Context, q *query, m *wire.Msg, target strin
 		return nil // nobody here resolves it; the client may
 	}
 	m.Rcode = r.Rcode // of the last name in the chain, RFC 6604
-	m.Answer = join(m.Answer, r.Answer)
+	m.Answer = plugin.Join(m.Answer, r.Answer)
 	m.Ns = r.Ns
 	return nil
 }
 
 // holds implements holder.
-func (c *cluster) holds(name string) bool {
+func (c *cluster) Holds(name string) bool {
 	z := c.zone.Load()
 	if z == nil {
-		return c.opt.forward.match(name) != ""
+		return c.opt.forward.Match(name) != ""
 	}
 	return z.holds(name)
 }

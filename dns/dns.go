@@ -1,13 +1,15 @@
 // Package dns answers names: server blocks and directives as in a Corefile,
 // on miekg/dns.
 //
-//	UDP, TCP sockets, each bound to one address
+//	UDP, TCP sockets, each bound to one address   (udp.go, listen.go)
+//	       │          └─ plain questions over UDP: packed answers, in the
+//	       │             receive loop             (fast.go, packed.go)
 //	       │ message checks, EDNS              (serve.go)
 //	       ▼
 //	table of the socket: longest zone match ─► server block   (block.go)
 //	       │
 //	       ▼ chain of directives, fixed order  (directives.go)
-//	errors log any loadbalance cache hosts cluster loop forward
+//	errors log acl … rewrite cache … hosts cluster file loop forward
 //	                                      │
 //	                    Zone, immutable, derived from one state.View (zone.go)
 //
@@ -32,6 +34,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nodenet/config"
+	"nodenet/dns/limit"
+	"nodenet/dns/plugin"
 	"nodenet/state"
 )
 
@@ -58,7 +62,8 @@ type Options struct {
 	Ready func() bool
 	// ListenPacket and Listen open sockets; network is "udp" or "tcp" and the
 	// address is never a wildcard unless `bind` says so. Nil: sockets with
-	// IP_FREEBIND, so that an address need not exist yet.
+	// IP_FREEBIND, so that an address need not exist yet, and for UDP one a
+	// core.
 	ListenPacket func(ctx context.Context, network, address string) (net.PacketConn, error)
 	Listen       func(ctx context.Context, network, address string) (net.Listener, error)
 }
@@ -74,10 +79,14 @@ type Server struct {
 	applied  atomic.Pointer[state.View]   // what the zones were derived from
 	addrs    atomic.Pointer[[]netip.Addr] // what SetAddrs was given
 	live     atomic.Pointer[live]         // what queries see
+	spaces   atomic.Pointer[spaces]       // who asks, for autopath
 	wake     chan struct{}                // capacity 1
 	tick     time.Duration                // of the control loop; tests shorten it
 	running  atomic.Bool
 	draining atomic.Bool // shutting down, in the lameduck period
+	pool     *workers
+	limiter  *limit.Limiter // of sockets without `ratelimit`
+	packets  sync.Pool      // of *packet
 
 	// mu guards what Status shows beyond the atomic values.
 	mu        sync.Mutex
@@ -87,6 +96,7 @@ type Server struct {
 
 	// Below belongs to the control loop alone.
 	sockets    map[netip.AddrPort]*listener
+	secured    map[site]*secureListener
 	httpd      map[string]*httpServer
 	backoff    map[string]retry
 	lastLoad   time.Time
@@ -104,6 +114,7 @@ type problem struct{ err, fix string }
 type live struct {
 	blocks []*block
 	tables map[netip.AddrPort]*table
+	sites  map[site]*secureTable
 	main   *table // of Query: every block on the main port
 }
 
@@ -116,11 +127,8 @@ func New(o Options) (*Server, error) {
 	if o.ResolvConf == "" {
 		o.ResolvConf = DefaultResolvConf
 	}
-	freebind := freebindConfig()
-	if o.ListenPacket == nil {
-		o.ListenPacket = freebind.ListenPacket
-	}
 	if o.Listen == nil {
+		freebind := freebindConfig()
 		o.Listen = freebind.Listen
 	}
 	s := &Server{
@@ -131,8 +139,12 @@ func New(o Options) (*Server, error) {
 		tick:     defaultTick,
 		problems: make(map[string]problem),
 		sockets:  make(map[netip.AddrPort]*listener),
+		secured:  make(map[site]*secureListener),
 		httpd:    make(map[string]*httpServer),
 		backoff:  make(map[string]retry),
+		pool:     newWorkers(maxWorkers),
+		limiter:  limit.New(limit.DefaultRate, limit.DefaultBurst, nil),
+		packets:  sync.Pool{New: func() any { return new(packet) }},
 	}
 	if s.registry == nil {
 		s.registry = prometheus.NewRegistry()
@@ -218,4 +230,18 @@ func (s *Server) note(what string, err error, fix string) {
 	case err == nil && had:
 		s.log.Info("dns problem gone", "what", what)
 	}
+}
+
+// attacher is a plugin of this package, which sees the whole server.
+type attacher interface {
+	attach(s *Server, b *block)
+}
+
+// env is what the plugins of a block see of the server.
+func (s *Server) env(b *block) plugin.Env {
+	return plugin.Env{
+		Logger: s.log, Registry: s.registry, Block: b.label(), Zones: b.zones,
+		ResolvConf: s.opt.ResolvConf, Plugins: b.plugins, Note: s.note,
+		IsOwn: func(addr netip.AddrPort, zone string) bool { return s.isOwn(b, addr, zone) },
+	}.Filled()
 }

@@ -243,7 +243,7 @@ func TestForwardResolvConf(t *testing.T) {
 	}
 	write("search example\nnameserver 127.0.0.53\nnameserver 192.0.2.53 # far\nnameserver nonsense\nnameserver 2001:db8::53\n")
 	s := running(t, Options{Servers: servers(t, ". {\n forward . /etc/resolv.conf\n}\n"), ResolvConf: file}, nil)
-	f := s.live.Load().blocks[0].plugins[0].(*forward)
+	f := s.live.Load().blocks[0].plugins[0].Plugin.(*forward)
 	list := func() string {
 		var out []string
 		for _, u := range *f.upstreams.Load() {
@@ -304,7 +304,7 @@ func TestLoop(t *testing.T) {
 	good := newUpstream(t, says("A 192.0.2.7"))
 	text := fmt.Sprintf(".:%d {\n loop\n forward . %s %s {\n policy sequential\n }\n}\n", port, mirror.addr, good.addr)
 	srv := running(t, Options{Servers: servers(t, text)}, nil, addr("127.0.0.1"))
-	f := srv.live.Load().blocks[0].plugins[1].(*forward)
+	f := srv.live.Load().blocks[0].plugins[1].Plugin.(*forward)
 	waitFor(t, "the loop to be found", func() bool {
 		// Until the socket is open the probe may get no answer.
 		if u := (*f.upstreams.Load())[0]; !u.looping.Load() {

@@ -1,6 +1,10 @@
 package dns
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"nodenet/dns/plugin"
+)
 
 // Nameservers returns the servers that the text of a resolv.conf(5) names.
 func Nameservers(resolvConf string) []netip.Addr { return parseNameservers(resolvConf) }
@@ -11,4 +15,4 @@ func IsResolvedStub(a netip.Addr) bool { return isResolvedStub(a) }
 
 // ReverseZones returns the zones under in-addr.arpa or ip6.arpa that hold the
 // names of a prefix's addresses, and as little else as the label boundaries allow.
-func ReverseZones(p netip.Prefix) []string { return reverseZones(p) }
+func ReverseZones(p netip.Prefix) []string { return plugin.ReverseZones(p) }

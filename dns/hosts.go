@@ -15,6 +15,7 @@ import (
 	wire "github.com/miekg/dns"
 
 	"nodenet/config"
+	"nodenet/dns/plugin"
 )
 
 // DefaultHosts is the file that `hosts` reads without an argument.
@@ -26,12 +27,12 @@ const hostsNegativeTTL = 30
 // hosts answers from a hosts file and from lines in the server block.
 type hosts struct {
 	file      string
-	zones     zones
+	zones     plugin.Zones
 	inline    []string
 	ttl       uint32
 	noReverse bool
 	every     time.Duration // 0: read once
-	fall      fallthroughTo
+	fall      plugin.Fall
 
 	log   *slog.Logger
 	table atomic.Pointer[hostsTable]
@@ -44,37 +45,37 @@ type hostsTable struct {
 	names map[string][]string     // by reverse name
 }
 
-func parseHosts(p *parser, d config.Directive) plugin {
+func parseHosts(p *parser, d config.Directive) plugin.Plugin {
 	h := &hosts{file: DefaultHosts, ttl: 3600, every: 5 * time.Second}
 	args := d.Args
 	if len(args) > 0 {
 		h.file, args = args[0], args[1:]
 	}
-	h.zones = p.zoneArgs(d, args)
+	h.zones = p.ZoneArgs(d, args)
 	for _, o := range d.Block {
 		if _, err := netip.ParseAddr(o.Name); err == nil {
-			if p.args(o, 1, -1, "ADDRESS NAME...") {
+			if p.Args(o, 1, -1, "ADDRESS NAME...") {
 				h.inline = append(h.inline, o.Name+" "+strings.Join(o.Args, " "))
 			}
 			continue
 		}
 		switch o.Name {
 		case "ttl":
-			if p.args(o, 1, 1, "ttl SECONDS") {
-				if n, ok := p.number(o, "value", o.Args[0], 1, 65535); ok {
+			if p.Args(o, 1, 1, "ttl SECONDS") {
+				if n, ok := p.Number(o, "value", o.Args[0], 1, 65535); ok {
 					h.ttl = uint32(n)
 				}
 			}
 		case "no_reverse":
 			h.noReverse = true
 		case "reload":
-			if p.args(o, 1, 1, "reload DURATION") {
-				h.every, _ = p.duration(o, "interval", o.Args[0], 0)
+			if p.Args(o, 1, 1, "reload DURATION") {
+				h.every, _ = p.Duration(o, "interval", o.Args[0], 0)
 			}
 		case "fallthrough":
-			h.fall = p.fallthroughTo(o)
+			h.fall = p.Fall(o)
 		default:
-			p.unknown(d, o, "ttl", "no_reverse", "reload", "fallthrough")
+			p.Unknown(d, o, "ttl", "no_reverse", "reload", "fallthrough")
 		}
 	}
 	return h
@@ -85,7 +86,7 @@ func (h *hosts) attach(s *Server, _ *block) {
 	h.refresh()
 }
 
-func (h *hosts) run(ctx context.Context) {
+func (h *hosts) Run(ctx context.Context) {
 	if h.every <= 0 {
 		return
 	}
@@ -142,58 +143,58 @@ func (t *hostsTable) read(text []byte, noReverse bool) {
 			if !slices.Contains(t.addrs[name], a) {
 				t.addrs[name] = append(t.addrs[name], a)
 			}
-			if rev := reverseName(a); !noReverse && !slices.Contains(t.names[rev], name) {
+			if rev := plugin.ReverseName(a); !noReverse && !slices.Contains(t.names[rev], name) {
 				t.names[rev] = append(t.names[rev], name)
 			}
 		}
 	}
 }
 
-func (h *hosts) serve(ctx context.Context, q *query, next handler) (*wire.Msg, error) {
+func (h *hosts) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler) (*wire.Msg, error) {
 	t := h.table.Load()
-	if q.class != wire.ClassINET {
+	if q.Class != wire.ClassINET {
 		return next(ctx, q)
 	}
-	if q.qtype == wire.TypePTR && len(t.names[q.name]) > 0 {
+	if q.Type == wire.TypePTR && len(t.names[q.Name]) > 0 {
 		m := h.reply(q)
-		for _, n := range t.names[q.name] {
-			m.Answer = append(m.Answer, &wire.PTR{Hdr: wire.RR_Header{Name: q.name, Rrtype: wire.TypePTR, Class: wire.ClassINET, Ttl: h.ttl}, Ptr: n})
+		for _, n := range t.names[q.Name] {
+			m.Answer = append(m.Answer, &wire.PTR{Hdr: wire.RR_Header{Name: q.Name, Rrtype: wire.TypePTR, Class: wire.ClassINET, Ttl: h.ttl}, Ptr: n})
 		}
 		return m, nil
 	}
 	// Reverse names that are not in the file are somebody else's business.
-	zone := h.zones.match(q.name)
-	addrs := t.addrs[q.name]
-	if zone == "" || len(addrs) == 0 && (isReverse(q.name) || h.fall.passes(q.name)) {
+	zone := h.zones.Match(q.Name)
+	addrs := t.addrs[q.Name]
+	if zone == "" || len(addrs) == 0 && (plugin.IsReverse(q.Name) || h.fall.Passes(q.Name)) {
 		return next(ctx, q)
 	}
 	m := h.reply(q)
 	if len(addrs) == 0 {
 		m.Rcode = wire.RcodeNameError
-		m.Ns = []wire.RR{soaOf(zone, hostsNegativeTTL, 1)}
+		m.Ns = []wire.RR{plugin.SOA(zone, hostsNegativeTTL, 1)}
 		return m, nil
 	}
 	for _, a := range addrs {
-		if rr := addressRR(q.name, a, h.ttl); rr.Header().Rrtype == q.qtype {
+		if rr := plugin.Address(q.Name, a, h.ttl); rr.Header().Rrtype == q.Type {
 			m.Answer = append(m.Answer, rr)
 		}
 	}
 	if len(m.Answer) == 0 {
 		// The name is like a zone of its own: nothing is known around it.
-		m.Ns = []wire.RR{soaOf(q.name, hostsNegativeTTL, 1)}
+		m.Ns = []wire.RR{plugin.SOA(q.Name, hostsNegativeTTL, 1)}
 	}
 	return m, nil
 }
 
-func (h *hosts) reply(q *query) *wire.Msg {
-	q.local, q.source = true, "hosts"
+func (h *hosts) reply(q *plugin.Query) *wire.Msg {
+	q.Own, q.Source = true, "hosts"
 	return &wire.Msg{MsgHdr: wire.MsgHdr{Authoritative: true}}
 }
 
 // holds implements holder.
-func (h *hosts) holds(name string) bool {
+func (h *hosts) Holds(name string) bool {
 	t := h.table.Load()
-	return len(t.names[name]) > 0 || len(t.addrs[name]) > 0 && h.zones.match(name) != ""
+	return len(t.names[name]) > 0 || len(t.addrs[name]) > 0 && h.zones.Match(name) != ""
 }
 
 // fileStamp tells one content of a file from another.

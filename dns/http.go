@@ -12,46 +12,53 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"nodenet/config"
+	"nodenet/dns/plugin"
 )
 
 // httpEndpoints are the addresses of health, ready and prometheus; empty: not
 // given. A missing host means every address, as in CoreDNS.
 type httpEndpoints struct {
-	health, ready, metrics string
-	lameduck               time.Duration // how long to go on, unhealthy, after the end
+	health, ready, metrics, pprof string
+	lameduck                      time.Duration // how long to go on, unhealthy, after the end
 }
 
-func parseHealth(p *parser, d config.Directive) plugin {
+func parseHealth(p *parser, d config.Directive) plugin.Plugin {
 	p.block.endpoint.health = p.httpAddress(d, ":8080")
 	for _, o := range d.Block {
 		if o.Name != "lameduck" {
-			p.unknown(d, o, "lameduck")
+			p.Unknown(d, o, "lameduck")
 			continue
 		}
-		if p.args(o, 1, 1, "lameduck DURATION") {
-			p.block.endpoint.lameduck, _ = p.duration(o, "time", o.Args[0], 0)
+		if p.Args(o, 1, 1, "lameduck DURATION") {
+			p.block.endpoint.lameduck, _ = p.Duration(o, "time", o.Args[0], 0)
 		}
 	}
 	return nil
 }
 
-func parseReady(p *parser, d config.Directive) plugin {
-	p.noBlock(d)
+func parseReady(p *parser, d config.Directive) plugin.Plugin {
+	for _, o := range d.Block {
+		if o.Name != "monitor" {
+			p.Unknown(d, o, "monitor")
+		} else if p.Args(o, 1, 1, "monitor until-ready|continuously") && o.Args[0] != "continuously" && o.Args[0] != "until-ready" {
+			p.Errorf(o.Pos, "ready: monitor %q is not known, write until-ready or continuously", o.Args[0])
+		}
+	}
 	p.block.endpoint.ready = p.httpAddress(d, ":8181")
 	return nil
 }
 
-func parsePrometheus(p *parser, d config.Directive) plugin {
-	p.noBlock(d)
+func parsePrometheus(p *parser, d config.Directive) plugin.Plugin {
+	p.NoBlock(d)
 	p.block.endpoint.metrics = p.httpAddress(d, "localhost:9153")
 	return nil
 }
 
 func (p *parser) httpAddress(d config.Directive, standard string) string {
-	if !p.args(d, 0, 1, d.Name+" [ADDRESS:PORT]") || len(d.Args) == 0 {
+	if !p.Args(d, 0, 1, d.Name+" [ADDRESS:PORT]") || len(d.Args) == 0 {
 		return standard
 	}
-	return p.hostPort(d, d.Args[0])
+	return p.HostPort(d, d.Args[0])
 }
 
 // httpServer serves some paths on one address.
@@ -75,6 +82,7 @@ func (s *Server) serveHTTP(now time.Time) {
 		ask(b.endpoint.health, "/health")
 		ask(b.endpoint.ready, "/ready")
 		ask(b.endpoint.metrics, "/metrics")
+		ask(b.endpoint.pprof, pprofPath)
 	}
 	for addr, h := range s.httpd {
 		if !slices.Equal(want[addr], h.paths) {
@@ -125,6 +133,8 @@ func (s *Server) httpHandler(path string) http.Handler {
 	switch path {
 	case "/metrics":
 		return promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{})
+	case pprofPath:
+		return pprofHandler()
 	case "/ready":
 		return statusHandler(s.unready)
 	}
@@ -165,7 +175,7 @@ func (s *Server) unready() string {
 func (s *Server) hasCluster() bool {
 	for _, b := range s.live.Load().blocks {
 		for _, p := range b.plugins {
-			if _, ok := p.(*cluster); ok {
+			if _, ok := p.Plugin.(*cluster); ok {
 				return true
 			}
 		}

@@ -11,15 +11,7 @@ import (
 	"time"
 
 	wire "github.com/miekg/dns"
-	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
-)
-
-// Limits of TCP: connections a socket, and how long one may be idle
-// (RFC 7766 section 6.2.3).
-const (
-	maxTCPConns    = 1024
-	tcpIdleTimeout = 10 * time.Second
 )
 
 // freebindConfig opens sockets on addresses that need not exist yet
@@ -38,49 +30,55 @@ func freebindConfig() net.ListenConfig {
 	}}
 }
 
-// listener is the UDP and the TCP socket of one address.
+// listener is the UDP sockets and the TCP socket of one address.
 type listener struct {
-	addr     netip.AddrPort
-	udp, tcp *wire.Server
-	done     chan error         // one value a server
-	cancel   context.CancelFunc // ends queries in flight
-	ended    atomic.Bool        // a server has ended, asked to or not
+	addr   netip.AddrPort
+	udp    *udpServer // nil: miekg/dns serves UDP too
+	tcp    *streamServer
+	wire   []*wire.Server // UDP on a wildcard address
+	done   chan error     // one value a wire server
+	cancel context.CancelFunc
+	ended  atomic.Bool // a server has ended, asked to or not
 }
 
-// open binds both sockets and begins to serve. Answers come from the address
+// open binds the sockets and begins to serve. Answers come from the address
 // that was asked, because the sockets are bound to it.
 func (s *Server) open(ctx context.Context, addr netip.AddrPort) (*listener, error) {
-	pc, err := s.opt.ListenPacket(ctx, "udp", addr.String())
+	conns, pc, err := s.openUDP(ctx, addr)
 	if err != nil {
 		return nil, fmt.Errorf("open udp socket: %w", err)
 	}
 	ln, err := s.opt.Listen(ctx, "tcp", addr.String())
 	if err != nil {
-		pc.Close()
+		for _, c := range conns {
+			c.Close()
+		}
+		if pc != nil {
+			pc.Close()
+		}
 		return nil, fmt.Errorf("open tcp socket: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	l := &listener{addr: addr, done: make(chan error, 2), cancel: cancel}
-	h := wire.HandlerFunc(func(w wire.ResponseWriter, req *wire.Msg) {
-		from, tcp := clientOf(w.RemoteAddr())
-		// The table is looked up for each query: blocks and addresses change.
-		if packed := s.answer(ctx, s.live.Load().tables[addr], req, from, tcp); packed != nil {
-			// A client that is gone is no error of ours.
-			_, _ = w.Write(packed)
-		}
-	})
-	l.udp = &wire.Server{PacketConn: pc, Handler: h, MsgAcceptFunc: accept, UDPSize: wire.DefaultMsgSize}
-	l.tcp = &wire.Server{
-		Listener: netutil.LimitListener(ln, maxTCPConns), Handler: h, MsgAcceptFunc: accept,
-		ReadTimeout: tcpIdleTimeout, WriteTimeout: tcpIdleTimeout, IdleTimeout: func() time.Duration { return tcpIdleTimeout },
+	// The table is looked up for each query: blocks and addresses change.
+	table := func() *table { return s.live.Load().tables[addr] }
+	l.tcp = s.serveStream(ctx, ln, "tcp", table, func() { l.end(s) })
+	if pc != nil {
+		h := wire.HandlerFunc(func(w wire.ResponseWriter, req *wire.Msg) {
+			from, tcp := clientOf(w.RemoteAddr())
+			if packed := s.answer(ctx, table(), req, from, tcp); packed != nil {
+				// A client that is gone is no error of ours.
+				_, _ = w.Write(packed)
+			}
+		})
+		l.wire = append(l.wire, &wire.Server{PacketConn: pc, Handler: h, MsgAcceptFunc: accept, UDPSize: wire.DefaultMsgSize})
 	}
-	for _, srv := range []*wire.Server{l.udp, l.tcp} {
+	for _, srv := range l.wire {
 		started := make(chan struct{})
 		srv.NotifyStartedFunc = func() { close(started) }
 		go func() {
 			err := srv.ActivateAndServe()
-			l.ended.Store(true)
-			s.poke()
+			l.end(s)
 			l.done <- err
 		}()
 		// Shutdown before the start would be lost.
@@ -90,18 +88,33 @@ func (s *Server) open(ctx context.Context, addr netip.AddrPort) (*listener, erro
 			l.done <- err
 		}
 	}
+	if len(conns) > 0 {
+		l.udp = s.serveUDP(ctx, addr, conns, func() { l.end(s) })
+	}
 	return l, nil
 }
 
-// close ends both servers. Queries in flight have a second to end.
+// end notes that a server has ended; the control loop looks why.
+func (l *listener) end(s *Server) {
+	l.ended.Store(true)
+	s.poke()
+}
+
+// close ends all servers. Queries in flight have a second to end.
 func (l *listener) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	// Both report only that they were not running or that time is over.
-	_ = l.udp.ShutdownContext(ctx)
-	_ = l.tcp.ShutdownContext(ctx)
+	if l.udp != nil {
+		l.udp.close(ctx)
+	}
+	l.tcp.close(ctx)
+	for _, srv := range l.wire {
+		// It reports only that it was not running or that time is over.
+		_ = srv.ShutdownContext(ctx)
+	}
 	l.cancel()
-	for range 2 {
+	l.tcp.wait()
+	for range l.wire {
 		<-l.done
 	}
 }
@@ -115,4 +128,10 @@ func clientOf(a net.Addr) (from netip.AddrPort, tcp bool) {
 		from, tcp = a.AddrPort(), true
 	}
 	return netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), tcp
+}
+
+// isResource reports whether an error of accept is a want of descriptors or
+// memory, which passes.
+func isResource(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 }

@@ -10,6 +10,7 @@ import (
 	wire "github.com/miekg/dns"
 
 	"nodenet/config"
+	"nodenet/dns/plugin"
 )
 
 // loop finds upstreams that send our own queries back to us. forward asks
@@ -19,18 +20,18 @@ type loop struct {
 	probes sync.Map // name → *atomic.Bool: it came back
 }
 
-func parseLoop(p *parser, d config.Directive) plugin {
-	p.noBlock(d)
-	p.args(d, 0, 0, "loop")
+func parseLoop(p *parser, d config.Directive) plugin.Plugin {
+	p.NoBlock(d)
+	p.Args(d, 0, 0, "loop")
 	return new(loop)
 }
 
-func (l *loop) serve(ctx context.Context, q *query, next handler) (*wire.Msg, error) {
-	if q.qtype == wire.TypeHINFO {
-		if hit, ok := l.probes.Load(q.name); ok {
+func (l *loop) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler) (*wire.Msg, error) {
+	if q.Type == wire.TypeHINFO {
+		if hit, ok := l.probes.Load(q.Name); ok {
 			hit.(*atomic.Bool).Store(true)
-			q.source = "loop"
-			return refusal(wire.RcodeRefused), nil
+			q.Source = "loop"
+			return plugin.Refusal(wire.RcodeRefused), nil
 		}
 	}
 	return next(ctx, q)
@@ -44,7 +45,7 @@ func (f *forward) testLoop(ctx context.Context, u *upstream) {
 	f.probes.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 		defer cancel()
-		name := under("loop-"+strings.ToLower(rand.Text()), f.from)
+		name := plugin.Under("loop-"+strings.ToLower(rand.Text()), f.from)
 		hit := new(atomic.Bool)
 		f.loop.probes.Store(name, hit)
 		defer f.loop.probes.Delete(name)

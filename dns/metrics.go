@@ -19,6 +19,9 @@ type metrics struct {
 	duration  *prometheus.HistogramVec // by source
 	upstreams *prometheus.CounterVec   // by upstream, result
 	shed      prometheus.Counter
+	busy      prometheus.Counter
+	limited   prometheus.Counter
+	packed    [sourceCount][countedTypes][2]prometheus.Counter
 	reloads   prometheus.Counter
 }
 
@@ -28,7 +31,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "nodenet_dns_queries_total", Help: "Queries answered, by type, transport, rcode and the directive that answered.",
 		}, []string{"type", "proto", "rcode", "source"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "nodenet_dns_query_seconds", Help: "Time to answer a query, by the directive that answered.",
+			Name: "nodenet_dns_query_seconds", Help: "Time to answer a query that the receive loop did not answer, by the directive that answered.",
 			Buckets: prometheus.ExponentialBuckets(0.00001, 4, 10),
 		}, []string{"source"}),
 		upstreams: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -37,13 +40,19 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		shed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "nodenet_dns_forward_shed_total", Help: "Queries refused because too many were being forwarded.",
 		}),
+		busy: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "nodenet_dns_shed_total", Help: "Queries answered with SERVFAIL because too many were being answered.",
+		}),
+		limited: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "nodenet_dns_limited_total", Help: "Queries dropped because their client asks too much.",
+		}),
 		reloads: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "nodenet_dns_reloads_total", Help: "Times that changed server blocks were taken over.",
 		}),
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.requests, m.duration, m.upstreams, m.shed, m.reloads,
+		m.requests, m.duration, m.upstreams, m.shed, m.busy, m.limited, m.reloads,
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "nodenet_dns_panics_total", Help: "Queries whose handling panicked.",
 		}, func() float64 { return float64(m.panics.Load()) }),
@@ -56,20 +65,21 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	} {
 		errs = append(errs, r.Register(c))
 	}
+	m.packed = packedCounters(m.requests)
 	return m, errors.Join(errs...)
 }
 
 func (m *metrics) observe(q *query, reply *wire.Msg, took time.Duration) {
 	m.queries.Add(1)
-	proto, source := "udp", q.source
-	if q.tcp {
+	proto, source := "udp", q.Source
+	if q.TCP {
 		proto = "tcp"
 	}
 	if source == "" {
 		source = "server"
 	}
 	// Types that nobody named would make labels without end.
-	qtype := wire.TypeToString[q.qtype]
+	qtype := wire.TypeToString[q.Type]
 	if qtype == "" {
 		qtype = "other"
 	}

@@ -16,11 +16,11 @@ func isResolvedStub(a netip.Addr) bool {
 
 // resolveTargets turns what is written into addresses. Files are read anew
 // each time: they are small and change with every network the host joins.
-func (f *forward) resolveTargets() []netip.AddrPort {
-	var out []netip.AddrPort
+func (f *forward) resolveTargets() []target {
+	var out []target
 	for _, t := range f.to {
 		if t.file == "" {
-			out = append(out, t.addr)
+			out = append(out, t)
 			continue
 		}
 		file := t.file
@@ -33,12 +33,12 @@ func (f *forward) resolveTargets() []netip.AddrPort {
 				stub = true
 				continue
 			}
-			out = append(out, netip.AddrPortFrom(a, defaultPort))
+			out = append(out, target{addr: netip.AddrPortFrom(a, defaultPort)})
 		}
 		if stub {
 			for _, a := range nameservers(resolvedConf) {
 				if !isResolvedStub(a) {
-					out = append(out, netip.AddrPortFrom(a, defaultPort))
+					out = append(out, target{addr: netip.AddrPortFrom(a, defaultPort)})
 				}
 			}
 		}

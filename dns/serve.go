@@ -11,6 +11,8 @@ import (
 	"time"
 
 	wire "github.com/miekg/dns"
+
+	"nodenet/dns/plugin"
 )
 
 // defaultBufsize is the UDP size that avoids fragments everywhere (DNS flag
@@ -36,26 +38,44 @@ func accept(h wire.Header) wire.MsgAcceptAction {
 // answer turns a query into the packed reply for its client, or nil when it
 // must not be answered. It never panics.
 func (s *Server) answer(ctx context.Context, t *table, req *wire.Msg, from netip.AddrPort, tcp bool) (packed []byte) {
+	if tcp {
+		return s.answerOver(ctx, t, req, from, "tcp")
+	}
+	return s.answerOver(ctx, t, req, from, "udp")
+}
+
+// answerOver is answer for one of the transports udp, tcp, tls and https.
+func (s *Server) answerOver(ctx context.Context, t *table, req *wire.Msg, from netip.AddrPort, proto string) (packed []byte) {
 	if req.Response {
 		return nil
 	}
 	start := time.Now()
-	q := &query{msg: req, table: t, from: from, tcp: tcp}
+	q := &query{table: t, Query: plugin.Query{Msg: req, Client: from, TCP: proto != "udp", Proto: proto, Ask: t.asker()}}
+	if t != nil {
+		q.Local = t.addr
+	}
 	size, opt, reply := s.check(q)
 	if reply == nil {
-		reply = s.resolve(ctx, q)
+		if reply = s.resolve(ctx, q); reply == nil {
+			return nil // by order of a plugin
+		}
 	}
 	finish(q, reply, opt)
-	packed, err := pack(reply, size)
+	packed, whole, err := pack(reply, size)
 	if err != nil {
-		s.log.Error("pack answer", "name", q.name, "type", wire.TypeToString[q.qtype], "err", err)
+		s.log.Error("pack answer", "name", q.Name, "type", wire.TypeToString[q.Type], "err", err)
 		reply.Answer, reply.Ns, reply.Extra = nil, nil, nil
 		reply.Rcode = wire.RcodeServerFailure
 		if packed, err = reply.Pack(); err != nil {
 			return nil
 		}
 	}
-	s.metrics.observe(q, reply, time.Since(start))
+	now := time.Now()
+	s.metrics.observe(q, reply, now.Sub(start))
+	if q.Cached && q.block.plan != nil && q.block.plan.cache != nil && (opt == nil || len(opt.Option) == 0) {
+		q.block.plan.cache.learn(q, packed, whole, now)
+	}
+	restoreCase(packed, req)
 	return packed
 }
 
@@ -64,69 +84,69 @@ func (s *Server) answer(ctx context.Context, t *table, req *wire.Msg, from netip
 // reply when the question ends here.
 func (s *Server) check(q *query) (size int, opt *wire.OPT, reply *wire.Msg) {
 	size = wire.MinMsgSize
-	if q.tcp {
+	if q.TCP {
 		size = wire.MaxMsgSize
 	}
 	opts := 0
-	for _, rr := range q.msg.Extra {
+	for _, rr := range q.Msg.Extra {
 		o, ok := rr.(*wire.OPT)
 		if !ok {
 			continue
 		}
 		if opts++; opts > 1 || o.Hdr.Name != "." {
-			return size, nil, refusal(wire.RcodeFormatError) // RFC 6891 section 6.1.1
+			return size, nil, plugin.Refusal(wire.RcodeFormatError) // RFC 6891 section 6.1.1
 		}
 		opt = &wire.OPT{Hdr: wire.RR_Header{Name: ".", Rrtype: wire.TypeOPT}}
 		opt.SetUDPSize(defaultBufsize)
 		if o.Do() {
 			opt.SetDo()
-			q.do = true
+			q.DO = true
 		}
-		if !q.tcp {
+		if !q.TCP {
 			size = max(size, min(int(o.UDPSize()), defaultBufsize))
 		}
 		if o.Version() != 0 {
-			return size, opt, refusal(wire.RcodeBadVers)
+			return size, opt, plugin.Refusal(wire.RcodeBadVers)
 		}
 	}
 	switch {
-	case q.msg.Opcode != wire.OpcodeQuery:
-		return size, opt, refusal(wire.RcodeNotImplemented)
-	case len(q.msg.Question) != 1:
-		return size, opt, refusal(wire.RcodeFormatError)
+	case q.Msg.Opcode != wire.OpcodeQuery:
+		return size, opt, plugin.Refusal(wire.RcodeNotImplemented)
+	case len(q.Msg.Question) != 1:
+		return size, opt, plugin.Refusal(wire.RcodeFormatError)
 	}
-	question := q.msg.Question[0]
-	q.name, q.qtype, q.class = wire.CanonicalName(question.Name), question.Qtype, question.Qclass
-	if q.block = q.table.match(q.name); q.block == nil {
-		q.explain(wire.ExtendedErrorCodeNotAuthoritative, "no server block for this name")
-		return size, opt, refusal(wire.RcodeRefused)
+	question := q.Msg.Question[0]
+	q.Name, q.Type, q.Class = wire.CanonicalName(question.Name), question.Qtype, question.Qclass
+	if q.block = q.table.of(&q.Query); q.block == nil {
+		q.Explain(wire.ExtendedErrorCodeNotAuthoritative, "no server block for this name")
+		return size, opt, plugin.Refusal(wire.RcodeRefused)
 	}
 	if b := q.block.bufsize; b != 0 && opt != nil {
 		opt.SetUDPSize(b)
-		if !q.tcp {
-			size = max(wire.MinMsgSize, min(int(q.msg.IsEdns0().UDPSize()), int(b)))
+		if !q.TCP {
+			size = max(wire.MinMsgSize, min(int(q.Msg.IsEdns0().UDPSize()), int(b)))
 		}
 	}
 	if q.block.nsid != nil && opt != nil {
-		if slices.ContainsFunc(q.msg.IsEdns0().Option, func(o wire.EDNS0) bool { return o.Option() == wire.EDNS0NSID }) {
+		if slices.ContainsFunc(q.Msg.IsEdns0().Option, func(o wire.EDNS0) bool { return o.Option() == wire.EDNS0NSID }) {
 			opt.Option = append(opt.Option, &wire.EDNS0_NSID{Code: wire.EDNS0NSID, Nsid: fmt.Sprintf("%x", q.block.nsid)})
 		}
 	}
-	switch q.qtype {
-	case wire.TypeAXFR, wire.TypeIXFR, wire.TypeMAILA, wire.TypeMAILB:
-		return size, opt, refusal(wire.RcodeRefused)
+	switch q.Type {
+	case wire.TypeAXFR, wire.TypeIXFR:
+		if !q.block.transfer {
+			return size, opt, plugin.Refusal(wire.RcodeRefused)
+		}
+	case wire.TypeMAILA, wire.TypeMAILB:
+		return size, opt, plugin.Refusal(wire.RcodeRefused)
 	case wire.TypeOPT, wire.TypeTSIG, wire.TypeTKEY, wire.TypeNone:
-		return size, opt, refusal(wire.RcodeFormatError)
+		return size, opt, plugin.Refusal(wire.RcodeFormatError)
 	case wire.TypeANY:
-		if q.class == wire.ClassINET {
+		if q.Class == wire.ClassINET {
 			return size, opt, minimalANY(question.Name)
 		}
 	}
 	return size, opt, nil
-}
-
-func refusal(rcode int) *wire.Msg {
-	return &wire.Msg{MsgHdr: wire.MsgHdr{Rcode: rcode}}
 }
 
 // minimalANY is the synthesized answer of RFC 8482 section 4.2.
@@ -138,25 +158,33 @@ func minimalANY(name string) *wire.Msg {
 }
 
 // resolve runs the chain of the block. Errors and panics become SERVFAIL,
-// no answer REFUSED.
+// no answer REFUSED. A nil reply: there must be none.
 func (s *Server) resolve(ctx context.Context, q *query) (reply *wire.Msg) {
 	defer func() {
 		if r := recover(); r != nil {
 			s.metrics.panics.Add(1)
-			s.log.Error("panic in dns chain", "name", q.name, "err", fmt.Sprint(r), "stack", string(debug.Stack()))
-			reply = refusal(wire.RcodeServerFailure)
+			s.log.Error("panic in dns chain", "name", q.Name, "err", fmt.Sprint(r), "stack", string(debug.Stack()))
+			reply = plugin.Refusal(wire.RcodeServerFailure)
 		}
 	}()
-	reply, err := q.block.chain(ctx, q)
+	q.Block = q.block.label()
+	if q.block.debug && q.Trace == nil {
+		q.Trace = new(plugin.Trace)
+		defer func() { s.logTrace(q) }()
+	}
+	reply, err := q.block.chain(ctx, &q.Query)
 	switch {
+	case errors.Is(err, plugin.ErrDrop):
+		s.metrics.queries.Add(1)
+		return nil
 	case err != nil:
-		if len(q.ede) == 0 && !errors.Is(err, context.Canceled) {
-			q.explain(wire.ExtendedErrorCodeOther, err.Error())
+		if len(q.EDE) == 0 && !errors.Is(err, context.Canceled) {
+			q.Explain(wire.ExtendedErrorCodeOther, err.Error())
 		}
-		return refusal(wire.RcodeServerFailure)
+		return plugin.Refusal(wire.RcodeServerFailure)
 	case reply == nil:
-		q.explain(wire.ExtendedErrorCodeNotAuthoritative, "nobody here answers for this name")
-		return refusal(wire.RcodeRefused)
+		q.Explain(wire.ExtendedErrorCodeNotAuthoritative, "nobody here answers for this name")
+		return plugin.Refusal(wire.RcodeRefused)
 	}
 	return reply
 }
@@ -165,20 +193,28 @@ func (s *Server) resolve(ctx context.Context, q *query) (reply *wire.Msg) {
 func finish(q *query, m *wire.Msg, opt *wire.OPT) {
 	rcode, aa, ad := m.Rcode, m.Authoritative, m.AuthenticatedData
 	m.MsgHdr = wire.MsgHdr{
-		Id:                 q.msg.Id,
+		Id:                 q.Msg.Id,
 		Response:           true,
-		Opcode:             q.msg.Opcode,
+		Opcode:             q.Msg.Opcode,
 		Authoritative:      aa,
-		RecursionDesired:   q.msg.RecursionDesired,
+		RecursionDesired:   q.Msg.RecursionDesired,
 		RecursionAvailable: q.block != nil && q.block.recurse,
-		AuthenticatedData:  ad && (q.do || q.msg.AuthenticatedData),
-		CheckingDisabled:   q.msg.CheckingDisabled,
+		AuthenticatedData:  ad && (q.DO || q.Msg.AuthenticatedData),
+		CheckingDisabled:   q.Msg.CheckingDisabled,
 		Rcode:              rcode,
 	}
+	if q.RecursionAvailable != nil {
+		m.RecursionAvailable = *q.RecursionAvailable
+	}
+	if q.RecursionDesired != nil {
+		m.RecursionDesired = *q.RecursionDesired
+	}
 	m.Compress = true
-	m.Question = q.msg.Question
-	if len(m.Question) == 1 && m.Question[0].Name != q.name && q.name != "" {
-		m.Answer = withCase(m.Answer, m.Question[0].Name, q.name)
+	m.Question = q.Msg.Question
+	if len(m.Question) == 1 && q.Name != "" {
+		// In lower case, so that compression finds it, until restoreCase.
+		m.Question = []wire.Question{{Name: q.Name, Qtype: m.Question[0].Qtype, Qclass: m.Question[0].Qclass}}
+		m.Answer = inLowerCase(m.Answer, q.Name)
 	}
 	if opt == nil {
 		if rcode > 0xF { // does not fit without OPT
@@ -186,38 +222,61 @@ func finish(q *query, m *wire.Msg, opt *wire.OPT) {
 		}
 		return
 	}
-	for _, e := range q.ede {
+	for _, e := range q.EDE {
 		opt.Option = append(opt.Option, e)
 	}
-	m.Extra = join(m.Extra, []wire.RR{opt})
+	m.Extra = plugin.Join(m.Extra, []wire.RR{opt})
 }
 
-// withCase gives the records of a name the letter case of the question:
-// clients that mix cases against spoofing compare it.
-func withCase(rrs []wire.RR, asked, lower string) []wire.RR {
-	out := slices.Clone(rrs)
-	for i, rr := range out {
-		if h := rr.Header(); h.Name != asked && strings.EqualFold(h.Name, lower) {
+// inLowerCase gives records that own the name of the question its lower-case
+// form. They are compressed to a pointer to the question then, and so have the
+// letter case of the question, which clients that mix cases against spoofing
+// compare.
+func inLowerCase(rrs []wire.RR, lower string) []wire.RR {
+	out := rrs
+	for i, rr := range rrs {
+		if h := rr.Header(); h.Name != lower && strings.EqualFold(h.Name, lower) {
+			if &out[0] == &rrs[0] {
+				out = slices.Clone(rrs)
+			}
 			c := wire.Copy(rr)
-			c.Header().Name = asked
+			c.Header().Name = lower
 			out[i] = c
 		}
 	}
 	return out
 }
 
+// restoreCase writes the question's name into a packed reply as it was asked.
+func restoreCase(packed []byte, req *wire.Msg) {
+	if len(req.Question) != 1 || len(packed) < headerLen || packed[5] != 1 {
+		return
+	}
+	var name [256]byte
+	n, err := wire.PackDomainName(req.Question[0].Name, name[:], 0, nil, false)
+	if err == nil && headerLen+n <= len(packed) {
+		copy(packed[headerLen:], name[:n])
+	}
+}
+
 // pack packs a message into at most size bytes. First it leaves out what is
 // optional, whole: additional addresses, then the authority section of a
 // positive answer. Only when records of the answer itself are missing is the
-// message marked truncated (RFC 2181 section 9).
-func pack(m *wire.Msg, size int) ([]byte, error) {
+// message marked truncated (RFC 2181 section 9). It reports whether nothing
+// was left out.
+func pack(m *wire.Msg, size int) (packed []byte, whole bool, err error) {
+	if packed, err = m.Pack(); err != nil || len(packed) <= size {
+		return packed, err == nil, err
+	}
+	packed, err = packLess(m, size)
+	return packed, false, err
+}
+
+// packLess packs a message that is too long as it is.
+func packLess(m *wire.Msg, size int) ([]byte, error) {
 	fits := func() ([]byte, bool, error) {
 		b, err := m.Pack()
 		return b, len(b) <= size, err
-	}
-	b, ok, err := fits()
-	if ok || err != nil {
-		return b, err
 	}
 	var opt []wire.RR
 	for _, rr := range m.Extra {
@@ -226,7 +285,8 @@ func pack(m *wire.Msg, size int) ([]byte, error) {
 		}
 	}
 	m.Extra = opt
-	if b, ok, err = fits(); ok || err != nil {
+	b, ok, err := fits()
+	if ok || err != nil {
 		return b, err
 	}
 	answers := m.Answer

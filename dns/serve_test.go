@@ -11,6 +11,7 @@ import (
 	wire "github.com/miekg/dns"
 	"pgregory.net/rapid"
 
+	"nodenet/dns/plugin"
 	"nodenet/state"
 )
 
@@ -117,11 +118,11 @@ func TestProtocol(t *testing.T) {
 func TestPanicIsServfail(t *testing.T) {
 	s := running(t, Options{Servers: servers(t, plain)}, testView())
 	b := s.live.Load().blocks[0]
-	panicking := &block{server: b.server, keys: b.keys, zones: b.zones, chain: func(context.Context, *query) (*wire.Msg, error) { panic("oops") }}
+	panicking := &block{server: b.server, keys: b.keys, zones: b.zones, chain: func(context.Context, *plugin.Query) (*wire.Msg, error) { panic("oops") }}
 	m := new(wire.Msg)
 	m.SetQuestion("cluster.local.", wire.TypeSOA)
 	r := new(wire.Msg)
-	packed := s.answer(context.Background(), &table{zones: map[string]*block{".": panicking}}, m, client, false)
+	packed := s.answer(context.Background(), &table{zones: map[string][]*block{".": {panicking}}}, m, client, false)
 	if err := r.Unpack(packed); err != nil || r.Rcode != wire.RcodeServerFailure {
 		t.Errorf("reply %v, %v", r, err)
 	}

@@ -67,7 +67,7 @@ func (s *Server) Status() Status {
 func (s *Server) upstreams() (out []Upstream) {
 	for _, b := range s.live.Load().blocks {
 		for _, p := range b.plugins {
-			f, ok := p.(*forward)
+			f, ok := p.Plugin.(*forward)
 			if !ok {
 				continue
 			}

@@ -19,12 +19,16 @@ import (
 type upstream struct {
 	addr   netip.AddrPort
 	expire time.Duration // of idle TCP connections
+	secure bool          // TLS only
+	name   string        // of its certificate; empty: as in dial
+	dial   *dialOptions  // nil: the zero value
 
 	fails   atomic.Uint32 // in a row
 	down    atomic.Bool   // more fails than allowed; probed until it answers
 	looping atomic.Bool   // it sends our queries back to us
 	probing atomic.Bool
 	rtt     atomic.Int64 // smoothed, nanoseconds; 0: not measured
+	cookies cookies
 
 	mu      sync.Mutex
 	idle    []idleConn // TCP, newest last
@@ -36,13 +40,31 @@ type idleConn struct {
 	since time.Time
 }
 
-// maxIdle bounds the TCP connections kept to one upstream.
+// maxIdle bounds the TCP connections kept to one upstream, by default.
 const maxIdle = 16
+
+// String is the address, as it is written in a Nodefile.
+func (u *upstream) String() string {
+	if u.secure {
+		return "tls://" + u.addr.String()
+	}
+	return u.addr.String()
+}
+
+func (u *upstream) options() *dialOptions {
+	if u.dial == nil {
+		return new(dialOptions)
+	}
+	return u.dial
+}
 
 // patience is how long to wait for an answer when there is another upstream
 // to try: eight round trips, within reason.
 func (u *upstream) patience() time.Duration {
 	rtt := time.Duration(u.rtt.Load())
+	if d := u.options().patience; d > 0 {
+		return d
+	}
 	if rtt == 0 {
 		rtt = 100 * time.Millisecond
 	}
@@ -57,9 +79,13 @@ func (u *upstream) exchange(ctx context.Context, m *wire.Msg, tcp bool) (*wire.M
 		r   *wire.Msg
 		err error
 	)
-	if !tcp {
+	if !tcp && !u.secure {
 		r, err = u.overUDP(ctx, m)
-		if err != nil || !r.Truncated {
+		if err == nil && (r.Rcode == wire.RcodeBadCookie || // the server's part is known now
+			r.Rcode == wire.RcodeFormatError && u.cookies.refused()) {
+			r, err = u.overUDP(ctx, m)
+		}
+		if err != nil || !r.Truncated && r.Rcode != wire.RcodeBadCookie {
 			u.measure(time.Since(start), err)
 			return r, err
 		}
@@ -83,20 +109,21 @@ func (u *upstream) measure(d time.Duration, err error) {
 // overUDP uses a socket of its own for each query: its random port is half
 // of the protection against forged answers (RFC 5452 section 9.2).
 func (u *upstream) overUDP(ctx context.Context, m *wire.Msg) (*wire.Msg, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "udp", u.addr.String())
+	c, err := u.options().dialer("udp").DialContext(ctx, "udp", u.addr.String())
 	if err != nil {
 		return nil, fmt.Errorf("open socket to %s: %w", u.addr, err)
 	}
-	conn := &wire.Conn{Conn: c, UDPSize: wire.MaxMsgSize}
+	// More room than was advertised; it is allocated for each answer.
+	conn := &wire.Conn{Conn: c, UDPSize: wire.DefaultMsgSize}
 	defer conn.Close()
 	defer bound(ctx, conn)()
+	u.cookies.put(m)
 	if err := conn.WriteMsg(m); err != nil {
 		return nil, fmt.Errorf("send query to %s: %w", u.addr, err)
 	}
 	for {
 		r, err := conn.ReadMsg()
-		if err == nil && matches(m, r) {
+		if err == nil && matches(m, r) && u.cookies.check(r) {
 			return r, nil
 		}
 		// A malformed or foreign datagram may be forged: the real answer may
@@ -114,10 +141,9 @@ func (u *upstream) overTCP(ctx context.Context, m *wire.Msg) (*wire.Msg, error) 
 	for {
 		conn, reused := u.take()
 		if conn == nil {
-			var d net.Dialer
-			c, err := d.DialContext(ctx, "tcp", u.addr.String())
+			c, err := u.connect(ctx)
 			if err != nil {
-				return nil, fmt.Errorf("connect to %s: %w", u.addr, err)
+				return nil, err
 			}
 			conn = &wire.Conn{Conn: c}
 		}
@@ -178,7 +204,7 @@ func (u *upstream) tidy() {
 
 // trim closes what is idle for too long and what is too many. Oldest first.
 func (u *upstream) trim() {
-	for len(u.idle) > 0 && (u.retired || len(u.idle) > maxIdle || time.Since(u.idle[0].since) > u.expire) {
+	for len(u.idle) > 0 && (u.retired || len(u.idle) > u.options().most() || time.Since(u.idle[0].since) > u.expire) {
 		u.idle[0].Close()
 		u.idle = u.idle[1:]
 	}

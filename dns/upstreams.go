@@ -13,13 +13,14 @@ import (
 )
 
 // run keeps the list of upstreams true and probes those that are down.
-func (f *forward) run(ctx context.Context) {
+func (f *forward) Run(ctx context.Context) {
 	defer func() {
 		f.probes.Wait()
 		for _, u := range *f.upstreams.Load() {
 			u.retire()
 		}
 		f.srv.note(f.problemKey(), nil, "")
+		f.srv.note(f.problemKey()+" tls", nil, "")
 	}()
 	tested := make(map[*upstream]time.Time) // for loops
 	refreshed := time.Time{}
@@ -69,7 +70,7 @@ func (f *forward) report(ups []*upstream) {
 	for _, u := range ups {
 		switch {
 		case u.looping.Load():
-			looping = u.addr.String()
+			looping = u.String()
 		case !u.down.Load():
 			healthy++
 		}
@@ -94,7 +95,7 @@ func (f *forward) written() string {
 		if t.file != "" {
 			out = append(out, t.file)
 		} else {
-			out = append(out, t.addr.String())
+			out = append(out, (&upstream{addr: t.addr, secure: t.secure}).String())
 		}
 	}
 	return strings.Join(out, " ")
@@ -110,7 +111,8 @@ func (f *forward) probe(ctx context.Context, u *upstream) {
 		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 		defer cancel()
 		m := new(wire.Msg)
-		m.SetQuestion(".", wire.TypeNS)
+		m.SetQuestion(f.probeName, wire.TypeNS)
+		m.RecursionDesired = !f.probeNoRec
 		_, err := u.exchange(ctx, m, f.forceTCP)
 		f.judge(ctx, u, err)
 	})
@@ -121,7 +123,7 @@ func (f *forward) judge(ctx context.Context, u *upstream, err error) {
 	if err == nil {
 		u.fails.Store(0)
 		if u.down.CompareAndSwap(true, false) {
-			f.srv.log.Info("dns upstream is back", "upstream", u.addr)
+			f.srv.log.Info("dns upstream is back", "upstream", u.String())
 			f.poke()
 		}
 		return
@@ -130,7 +132,7 @@ func (f *forward) judge(ctx context.Context, u *upstream, err error) {
 		return // our own doing
 	}
 	if n := u.fails.Add(1); f.maxFails > 0 && n >= f.maxFails && u.down.CompareAndSwap(false, true) {
-		f.srv.log.Warn("dns upstream does not answer", "upstream", u.addr, "err", err)
+		f.srv.log.Warn("dns upstream does not answer", "upstream", u.String(), "err", err)
 		f.poke()
 	}
 }
@@ -149,16 +151,18 @@ func (f *forward) refresh() {
 	if p := f.upstreams.Load(); p != nil {
 		old = *p
 	}
-	for _, addr := range f.resolveTargets() {
-		if f.isOwn(addr) || slices.ContainsFunc(list, func(u *upstream) bool { return u.addr == addr }) {
+	same := func(t target) func(*upstream) bool {
+		return func(u *upstream) bool { return u.addr == t.addr && u.secure == t.secure && u.name == t.name }
+	}
+	for _, t := range f.resolveTargets() {
+		if f.isOwn(t.addr) || slices.ContainsFunc(list, same(t)) {
 			continue
 		}
-		i := slices.IndexFunc(old, func(u *upstream) bool { return u.addr == addr })
-		if i >= 0 {
+		if i := slices.IndexFunc(old, same(t)); i >= 0 {
 			list = append(list, old[i])
 			continue
 		}
-		list = append(list, &upstream{addr: addr, expire: f.expire})
+		list = append(list, &upstream{addr: t.addr, expire: f.expire, secure: t.secure, name: t.name, dial: &f.dial})
 	}
 	f.upstreams.Store(&list)
 	for _, u := range old {
@@ -168,17 +172,20 @@ func (f *forward) refresh() {
 	}
 }
 
-// isOwn reports whether an upstream is a socket of this server whose queries
-// would come to the same block again.
-func (f *forward) isOwn(addr netip.AddrPort) bool {
-	l := f.srv.live.Load()
+// isOwn reports whether an upstream is this block itself.
+func (f *forward) isOwn(addr netip.AddrPort) bool { return f.srv.isOwn(f.block, addr, f.from) }
+
+// isOwn reports whether an address is a socket of this server whose queries
+// for a zone would come to the block again.
+func (s *Server) isOwn(b *block, addr netip.AddrPort, from string) bool {
+	l := s.live.Load()
 	if l == nil || l.tables[addr] == nil {
 		return false
 	}
-	return slices.ContainsFunc(f.block.zones, func(zone string) bool {
-		if wire.IsSubDomain(zone, f.from) {
-			zone = f.from // forwards a part of the zone
+	return slices.ContainsFunc(b.zones, func(zone string) bool {
+		if wire.IsSubDomain(zone, from) {
+			zone = from // forwards a part of the zone
 		}
-		return l.tables[addr].match(zone) == f.block
+		return l.tables[addr].match(zone) == b
 	})
 }

@@ -6,28 +6,31 @@ import (
 	"strings"
 
 	wire "github.com/miekg/dns"
+
+	"nodenet/dns/plugin"
 )
 
 // Zone is everything that one cluster directive knows, derived from one
-// state.View. It is immutable: queries read it without a lock.
+// state.View. It is immutable: queries read it without a lock. Zones that
+// follow one another share what did not change.
 //
 // Names are lower-case and fully qualified. Every parent of a name up to its
 // zone exists too (an empty non-terminal, RFC 8020).
 type Zone struct {
 	rev     uint64
+	seq     uint64 // counts the zones of one directive
+	static  uint64 // seq of the zone in which static names changed last
 	opt     zoneOptions
-	origins zones
-	soa     map[string][]wire.RR // by origin
-	names   map[string]*node     // inside the origins
-	outside map[string]*node     // static names elsewhere, each a zone of its own
-	given   map[podKey]bool      // addresses that are given out, by namespace
-	spaces  map[string]bool      // namespaces that exist
+	origins plugin.Zones
+	negs    []negativeAnswer // by origin, and one for names that are a zone of their own
+	names   *nameTable
+	odd     bool // two services may share a name: see change
 }
 
 // zoneOptions are what a cluster directive says about its zone.
 type zoneOptions struct {
-	forward     zones // zones for names, the first is used in PTR records
-	reverse     zones // zones for addresses
+	forward     plugin.Zones // zones for names, the first is used in PTR records
+	reverse     plugin.Zones // zones for addresses
 	pods        podMode
 	ttl         uint32 // seconds
 	noEndpoints bool
@@ -44,31 +47,8 @@ const (
 	podsVerified                // only an address that was given out in that namespace
 )
 
-type podKey struct {
-	namespace string
-	addr      netip.Addr
-}
-
-// node is one name with its records.
-type node struct{ sets []rrset }
-
-// rrset holds the records of one type.
-type rrset struct {
-	qtype uint16
-	rrs   []wire.RR
-	extra []wire.RR // addresses of the targets of SRV records
-}
-
-func (n *node) set(qtype uint16) *rrset {
-	for i := range n.sets {
-		if n.sets[i].qtype == qtype {
-			return &n.sets[i]
-		}
-	}
-	return nil
-}
-
-// Answer is what a Zone knows about a question. Its slices are shared.
+// Answer is what a Zone knows about a question. Its slices belong to the
+// caller.
 type Answer struct {
 	Rcode             int
 	Answer, Ns, Extra []wire.RR
@@ -106,8 +86,10 @@ func (z *Zone) Lookup(name string, qtype uint16) (Answer, bool) {
 			return a, true
 		}
 		if s := n.set(qtype); s != nil {
-			a.Answer = join(a.Answer, s.rrs)
-			a.Extra = s.extra
+			a.Answer = append(a.Answer, z.records(name, s)...)
+			if qtype == wire.TypeSRV {
+				a.Extra = z.targets(a.Answer)
+			}
 			return a, true
 		}
 		alias := n.set(wire.TypeCNAME)
@@ -115,29 +97,45 @@ func (z *Zone) Lookup(name string, qtype uint16) (Answer, bool) {
 			a.Ns = z.negative(origin)
 			return a, true
 		}
-		if depth == maxDepth {
+		if depth == plugin.MaxDepth {
 			return Answer{Rcode: wire.RcodeServerFailure, Zone: a.Zone}, true
 		}
-		a.Answer = join(a.Answer, alias.rrs)
-		name = wire.CanonicalName(alias.rrs[0].(*wire.CNAME).Target)
+		rrs := z.records(name, alias)
+		a.Answer = append(a.Answer, rrs...)
+		name = wire.CanonicalName(rrs[0].(*wire.CNAME).Target)
 	}
 }
 
-// join appends without writing into shared memory.
-func join(a, b []wire.RR) []wire.RR {
-	if len(a) == 0 {
-		return slices.Clip(b)
+// targets returns the addresses of the targets of SRV records.
+func (z *Zone) targets(srvs []wire.RR) (out []wire.RR) {
+	seen := make(map[string]bool, len(srvs))
+	for _, rr := range srvs {
+		srv, ok := rr.(*wire.SRV)
+		if !ok || seen[srv.Target] {
+			continue
+		}
+		seen[srv.Target] = true
+		n := z.names.get(srv.Target)
+		if n == nil {
+			continue
+		}
+		for _, t := range []uint16{wire.TypeA, wire.TypeAAAA} {
+			if s := n.set(t); s != nil {
+				out = append(out, z.records(srv.Target, s)...)
+			}
+		}
 	}
-	return append(slices.Clip(a), b...)
+	return out
 }
 
 // find returns the origin of a name and its node, which is nil when the name
-// does not exist there.
+// does not exist there. A static name outside the origins is a zone of its own.
 func (z *Zone) find(name string) (origin string, n *node, ok bool) {
-	if origin = z.origins.match(name); origin != "" {
-		return origin, z.names[name], true
+	n = z.names.get(name)
+	if origin = z.origins.Match(name); origin != "" {
+		return origin, n, true
 	}
-	if n = z.outside[name]; n != nil {
+	if n != nil {
 		return name, n, true
 	}
 	return "", nil, false
@@ -150,35 +148,60 @@ func (z *Zone) holds(name string) bool {
 	return ok && (n != nil || z.pod(origin, name) != nil)
 }
 
-func (z *Zone) negative(origin string) []wire.RR {
-	if soa := z.soa[origin]; soa != nil {
-		return soa
+// negative returns the Authority section of an answer without data.
+func (z *Zone) negative(origin string) []wire.RR { return []wire.RR{z.soa(origin)} }
+
+// soa makes the SOA of an origin, or of a name that is a zone of its own.
+func (z *Zone) soa(origin string) *wire.SOA {
+	soa := plugin.SOA(origin, z.opt.ttl, uint32(z.rev))
+	if plugin.IsReverse(origin) && len(z.opt.forward) > 0 && slices.Contains(z.opt.reverse, origin) {
+		soa.Ns, soa.Mbox = plugin.Under("ns.dns", z.opt.forward[0]), plugin.Under("hostmaster", z.opt.forward[0])
 	}
-	return []wire.RR{soaOf(origin, z.opt.ttl, uint32(z.rev))}
+	return soa
+}
+
+// podSuffix returns what the names of addresses end in, or "".
+func (z *Zone) podSuffix(origin string) string {
+	switch {
+	case z.opt.pods == podsDisabled || plugin.IsReverse(origin):
+		return ""
+	case origin == ".":
+		return ".pod."
+	}
+	return ".pod." + origin
 }
 
 // pod makes the node of <dashed address>.<namespace>.pod.<zone>, or nil.
 func (z *Zone) pod(origin, name string) *node {
-	if z.opt.pods == podsDisabled || isReverse(origin) {
+	suffix := z.podSuffix(origin)
+	if suffix == "" {
 		return nil
 	}
-	rest, ok := strings.CutSuffix(name, ".pod."+origin)
-	if origin == "." {
-		rest, ok = strings.CutSuffix(name, ".pod.")
-	}
+	rest, ok := strings.CutSuffix(name, suffix)
 	if !ok {
 		return nil
 	}
 	dashed, namespace, ok := strings.Cut(rest, ".")
-	if !ok || !z.spaces[namespace] {
+	if !ok || z.names.get(spaceKey(namespace)) == nil {
 		return nil
 	}
 	addr, ok := parseDashed(dashed)
-	if !ok || z.opt.pods == podsVerified && !z.given[podKey{namespace, addr}] {
+	if !ok || z.opt.pods == podsVerified && z.names.get(givenKey(namespace, addr)) == nil {
 		return nil
 	}
-	rr := addressRR(name, addr, z.opt.ttl)
-	return &node{sets: []rrset{{qtype: rr.Header().Rrtype, rrs: []wire.RR{rr}}}}
+	n := &node{name: name, sets: make([]rrset, 1), shown: 1}
+	n.sets[0].qtype, n.sets[0].data = addressData(addr)
+	return n
+}
+
+// spaceKey and givenKey are entries of the name table that no question
+// reaches, because they do not end in a dot: a namespace that exists, and an
+// address that is given out in it.
+func spaceKey(namespace string) string { return "=" + namespace }
+
+func givenKey(namespace string, a netip.Addr) string {
+	b := a.As16()
+	return "@" + namespace + "/" + string(b[:])
 }
 
 // dashed writes an address as one label: 10-244-1-5, 2001-db8--1.
@@ -204,33 +227,4 @@ func parseDashed(s string) (netip.Addr, bool) {
 		return netip.Addr{}, false
 	}
 	return a.Unmap(), true
-}
-
-// addressRR makes an A or AAAA record.
-func addressRR(name string, a netip.Addr, ttl uint32) wire.RR {
-	h := wire.RR_Header{Name: name, Class: wire.ClassINET, Ttl: ttl}
-	if a = a.Unmap(); a.Is4() {
-		h.Rrtype = wire.TypeA
-		return &wire.A{Hdr: h, A: a.AsSlice()}
-	}
-	h.Rrtype = wire.TypeAAAA
-	return &wire.AAAA{Hdr: h, AAAA: a.WithZone("").AsSlice()}
-}
-
-// soaOf makes the SOA of a zone. Its TTL and MINIMUM are how long a negative
-// answer may be kept (RFC 2308).
-func soaOf(origin string, ttl, serial uint32) *wire.SOA {
-	return &wire.SOA{
-		Hdr: wire.RR_Header{Name: origin, Rrtype: wire.TypeSOA, Class: wire.ClassINET, Ttl: ttl},
-		Ns:  under("ns.dns", origin), Mbox: under("hostmaster", origin),
-		Serial: max(serial, 1), Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: ttl,
-	}
-}
-
-// under joins a relative name and its zone.
-func under(rel, origin string) string {
-	if origin == "." {
-		return rel + "."
-	}
-	return rel + "." + origin
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 	wire "github.com/miekg/dns"
 	"pgregory.net/rapid"
 
+	"nodenet/dns/plugin"
 	"nodenet/state"
 )
 
@@ -61,30 +63,40 @@ func TestSpec(t *testing.T) {
 }
 
 func testZoneOptions() zoneOptions {
-	return zoneOptions{forward: zones{"cluster.local."}, reverse: zones{"in-addr.arpa.", "ip6.arpa."}, ttl: 5, pods: podsVerified}
+	return zoneOptions{forward: plugin.Zones{"cluster.local."}, reverse: plugin.Zones{"in-addr.arpa.", "ip6.arpa."}, ttl: 5, pods: podsVerified}
 }
 
 // TestZoneIsWellFormed checks what holds for every zone.
 func TestZoneIsWellFormed(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		z := buildZone(drawView(t), testZoneOptions())
-		for name, n := range z.names {
-			origin := z.origins.match(name)
+		for n := range z.names.all() {
+			name := n.name
+			if !strings.HasSuffix(name, ".") {
+				continue // see spaceKey
+			}
+			if z.names.get(name) != n {
+				t.Fatalf("%s is not found", name)
+			}
+			if z.origins.Match(name) == "" { // a static name
+				continue
+			}
+			origin := z.origins.Match(name)
 			if origin == "" || name != wire.CanonicalName(name) {
 				t.Fatalf("%s is outside the zone or not canonical", name)
 			}
-			if off, end := wire.NextLabel(name, 0); name != origin && !end && z.names[name[off:]] == nil {
+			if off, end := wire.NextLabel(name, 0); name != origin && !end && z.names.get(name[off:]) == nil {
 				t.Fatalf("%s exists but its parent does not (RFC 8020)", name)
 			}
-			if n.set(wire.TypeCNAME) != nil && len(n.sets) > 1 {
+			if n.set(wire.TypeCNAME) != nil && n.shown > 1 {
 				t.Fatalf("%s has a CNAME and other data", name)
 			}
-			for _, s := range n.sets {
+			for _, s := range n.sets[:n.shown] {
 				a, ok := z.Lookup(name, s.qtype)
 				if !ok || a.Rcode != wire.RcodeSuccess || len(a.Answer) == 0 {
 					t.Fatalf("%s %s exists but is not found", name, wire.TypeToString[s.qtype])
 				}
-				for _, rr := range s.rrs {
+				for _, rr := range a.Answer {
 					if ptr, ok := rr.(*wire.PTR); ok && !pointsBack(z, ptr) {
 						t.Fatalf("%v has no address record that points back", ptr)
 					}
@@ -112,7 +124,7 @@ func pointsBack(z *Zone, ptr *wire.PTR) bool {
 			case *wire.AAAA:
 				ip, _ = netip.AddrFromSlice(rr.AAAA)
 			}
-			if reverseName(ip) == ptr.Hdr.Name {
+			if plugin.ReverseName(ip) == ptr.Hdr.Name {
 				return true
 			}
 		}
@@ -122,7 +134,11 @@ func pointsBack(z *Zone, ptr *wire.PTR) bool {
 
 // drawView makes a random view of few, clashing names and addresses.
 func drawView(t *rapid.T) *state.View {
-	name := rapid.SampledFrom([]string{"web", "db", "WEB", "svc", "pod", "_tcp", "10-0-0-1", "a.b", "", "bad name", "node"})
+	return drawViewOf(t, "web", "db", "WEB", "svc", "pod", "_tcp", "10-0-0-1", "a.b", "", "bad name", "node")
+}
+
+func drawViewOf(t *rapid.T, names ...string) *state.View {
+	name := rapid.SampledFrom(names)
 	ip := rapid.Custom(func(t *rapid.T) netip.Addr {
 		if rapid.Bool().Draw(t, "six") {
 			return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: rapid.Byte().Draw(t, "byte") % 8})
@@ -152,6 +168,7 @@ func drawView(t *rapid.T) *state.View {
 			}
 			s.Backends = append(s.Backends, b)
 		}
+		slices.SortStableFunc(s.Backends, func(a, b state.BackendOf) int { return a.Addr.Compare(b.Addr) })
 		services = append(services, s)
 	}
 	for i := range rapid.IntRange(0, 6).Draw(t, "endpoints") {
@@ -198,9 +215,9 @@ func TestReverseZones(t *testing.T) {
 		{"2001:db8::/31", "8.b.d.0.1.0.0.2.ip6.arpa. 9.b.d.0.1.0.0.2.ip6.arpa."},
 	}
 	for _, tt := range tests {
-		zs, err := parseZone(tt.prefix)
+		zs, err := plugin.ParseZone(tt.prefix)
 		if got := strings.Join(zs, " "); err != nil || got != tt.want {
-			t.Errorf("parseZone(%s) = %s, %v, want %s", tt.prefix, got, err, tt.want)
+			t.Errorf("plugin.ParseZone(%s) = %s, %v, want %s", tt.prefix, got, err, tt.want)
 		}
 	}
 }
@@ -209,8 +226,8 @@ func TestInZone(t *testing.T) {
 	names := []string{".", "org.", "example.org.", "an-example.org.", "a.example.org.", `a\.example.org.`, `a\\.example.org.`, `a\\\.example.org.`, `\046example.org.`}
 	for _, zone := range []string{".", "org.", "example.org.", "a.example.org."} {
 		for _, name := range names {
-			if got, want := inZone(zone, name), wire.IsSubDomain(zone, name); got != want {
-				t.Errorf("inZone(%s, %s) = %v, want %v", zone, name, got, want)
+			if got, want := plugin.InZone(zone, name), wire.IsSubDomain(zone, name); got != want {
+				t.Errorf("plugin.InZone(%s, %s) = %v, want %v", zone, name, got, want)
 			}
 		}
 	}

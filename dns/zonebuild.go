@@ -7,169 +7,194 @@ import (
 
 	wire "github.com/miekg/dns"
 
+	"nodenet/dns/plugin"
 	"nodenet/state"
 )
 
 // schemaVersion of the Kubernetes DNS specification that the names follow.
 const schemaVersion = "1.1.0"
 
-// buildZone derives a zone from a view. It is a pure function.
-func buildZone(v *state.View, opt zoneOptions) *Zone {
-	b := &zoneBuilder{
-		Zone: &Zone{
-			rev:     v.Rev,
-			opt:     opt,
-			origins: append(append(zones{}, opt.forward...), opt.reverse...),
-			soa:     make(map[string][]wire.RR),
-			names:   make(map[string]*node, 4*(v.NumServices()+v.NumEndpoints())),
-			outside: make(map[string]*node),
-			given:   make(map[podKey]bool),
-			spaces:  make(map[string]bool),
-		},
-		view:     v,
-		pointers: make(map[netip.Addr][]string),
-		local:    make(map[string]bool),
-	}
+// A zone is the sum of what its sources — services, endpoints, nodes, static
+// names — contribute, and no source's contribution depends on another source.
+// So a zone is changed by taking away what the old version of a source
+// contributed and adding what the new one does, in any order.
+
+// sources writes the contributions of sources to draft, each counted sign
+// times.
+type sources struct {
+	*draft
+	opt     *zoneOptions
+	origins plugin.Zones
+	view    *state.View
+	local   map[string]bool // networks whose addresses mean something on their node only
+	sign    int32
+}
+
+func newSources(d *draft, z *Zone, v *state.View, sign int32) *sources {
+	s := &sources{draft: d, opt: &z.opt, origins: z.origins, view: v, local: make(map[string]bool), sign: sign}
 	for i := range v.Networks {
 		if v.Networks[i].Local() {
-			b.local[v.Networks[i].Name] = true
+			s.local[v.Networks[i].Name] = true
 		}
 	}
-	for _, origin := range b.origins {
-		b.apex(origin)
-	}
-	b.services()
-	b.endpoints()
-	b.nodes()
-	b.reverse()
-	b.static()
-	b.finish()
-	return b.Zone
+	return s
 }
 
-// zoneBuilder fills a Zone that nobody else sees yet.
-type zoneBuilder struct {
-	*Zone
-	view     *state.View
-	pointers map[netip.Addr][]string // PTR targets
-	local    map[string]bool         // networks whose addresses mean something on their node only
-}
-
-// node returns the node of a name inside the zone, made if need be.
-func (b *zoneBuilder) node(name string) *node {
-	n := b.names[name]
-	if n == nil {
-		n = new(node)
-		b.names[name] = n
-	}
-	return n
-}
-
-// add puts a record under a name, once. A CNAME stands alone (RFC 1034
-// section 3.6.2): what came first wins.
-func (n *node) add(rr wire.RR) {
-	t := rr.Header().Rrtype
-	if len(n.sets) > 0 && (t == wire.TypeCNAME || n.sets[0].qtype == wire.TypeCNAME) {
-		return
-	}
-	s := n.set(t)
-	if s == nil {
-		n.sets = append(n.sets, rrset{qtype: t})
-		s = &n.sets[len(n.sets)-1]
-	}
-	if !slices.ContainsFunc(s.rrs, func(o wire.RR) bool { return wire.IsDuplicate(o, rr) }) {
-		s.rrs = append(s.rrs, rr)
+// record adds one record. Names that are too long for DNS are left out.
+func (b *sources) record(name string, l layer, qtype uint16, data string) {
+	if len(name) <= maxName {
+		b.draft.add(name, op{qtype: qtype, layer: l, data: data, n: b.sign})
 	}
 }
 
-func (b *zoneBuilder) header(name string, t uint16) wire.RR_Header {
-	return wire.RR_Header{Name: name, Rrtype: t, Class: wire.ClassINET, Ttl: b.opt.ttl}
-}
+// maxName is how long a name without escapes may be in text (RFC 1035 section
+// 3.1: 255 bytes on the wire).
+const maxName = 254
 
-func (b *zoneBuilder) address(name string, a netip.Addr) {
+// pin makes a name exist without data.
+func (b *sources) pin(name string) { b.record(name, 0, 0, "") }
+
+func (b *sources) address(name string, l layer, a netip.Addr) {
 	if a.IsValid() {
-		b.node(name).add(addressRR(name, a, b.opt.ttl))
+		qtype, data := addressData(a)
+		b.record(name, l, qtype, data)
 	}
 }
 
-func (b *zoneBuilder) srv(name, target string, port uint16) {
-	b.node(name).add(&wire.SRV{Hdr: b.header(name, wire.TypeSRV), Port: port, Target: target})
+func (b *sources) named(name string, l layer, qtype uint16, target string) {
+	if len(target) <= maxName {
+		b.record(name, l, qtype, nameData(target))
+	}
 }
 
-func (b *zoneBuilder) pointer(a netip.Addr, name string) {
-	if a = a.Unmap(); !slices.Contains(b.pointers[a], name) {
-		b.pointers[a] = append(b.pointers[a], name)
+func (b *sources) srv(name, target string, port uint16) {
+	if len(target) <= maxName {
+		b.record(name, layerDerived, wire.TypeSRV, srvData(port, target))
+	}
+}
+
+// pointer makes the PTR record of an address if a reverse zone has it.
+func (b *sources) pointer(a netip.Addr, l layer, target string) {
+	if name := plugin.ReverseName(a.Unmap()); b.opt.reverse.Match(name) != "" {
+		b.named(name, l, wire.TypePTR, target)
 	}
 }
 
 // exposed reports whether a namespace is to be seen, and notes that it exists.
-func (b *zoneBuilder) exposed(namespace string) bool {
+func (b *sources) exposed(namespace string) bool {
 	if len(b.opt.namespaces) > 0 && !slices.Contains(b.opt.namespaces, namespace) {
 		return false
 	}
-	if !b.spaces[namespace] {
-		b.spaces[namespace] = true
-		for _, z := range b.opt.forward {
-			b.node(under(namespace+".svc", z))
-			b.node(under(namespace+".pod", z))
-		}
+	b.pin(spaceKey(namespace))
+	for _, z := range b.opt.forward {
+		b.pin(plugin.Under(namespace+".svc", z))
+		b.pin(plugin.Under(namespace+".pod", z))
 	}
 	return true
 }
 
 // apex makes SOA, NS and, in a zone of names, the fixed names.
-func (b *zoneBuilder) apex(origin string) {
-	soa := soaOf(origin, b.opt.ttl, uint32(b.rev))
-	b.soa[origin] = []wire.RR{soa}
-	n := b.node(origin)
-	n.add(soa)
-	ns := under("ns.dns", origin)
-	if isReverse(origin) && len(b.opt.forward) > 0 {
-		ns = under("ns.dns", b.opt.forward[0])
-		soa.Ns, soa.Mbox = ns, under("hostmaster", b.opt.forward[0])
+func (b *sources) apex(origin string) {
+	b.record(origin, layerDerived, wire.TypeSOA, "")
+	ns := plugin.Under("ns.dns", origin)
+	if plugin.IsReverse(origin) && len(b.opt.forward) > 0 {
+		ns = plugin.Under("ns.dns", b.opt.forward[0])
 	}
-	n.add(&wire.NS{Hdr: b.header(origin, wire.TypeNS), Ns: ns})
-	if isReverse(origin) {
+	b.named(origin, layerDerived, wire.TypeNS, ns)
+	if plugin.IsReverse(origin) {
 		return
 	}
 	for _, a := range b.opt.ns {
-		b.address(ns, a)
+		b.address(ns, layerDerived, a)
 	}
-	b.node(ns)
-	version := under("dns-version", origin)
-	b.node(version).add(&wire.TXT{Hdr: b.header(version, wire.TypeTXT), Txt: []string{schemaVersion}})
+	b.pin(ns)
+	b.record(plugin.Under("dns-version", origin), layerDerived, wire.TypeTXT, string(rune(len(schemaVersion)))+schemaVersion)
 	for _, name := range []string{"svc", "pod", "node"} {
-		b.node(under(name, origin))
+		b.pin(plugin.Under(name, origin))
 	}
 }
 
-// services makes the names of services and of their endpoints.
-func (b *zoneBuilder) services() {
-	seen := make(map[string]bool) // names that differ in letter case only are one
-	for s := range b.view.Services() {
-		name, namespace := label(s.Name), label(s.Namespace)
-		if name == "" || namespace == "" || seen[name+"."+namespace] || !b.exposed(namespace) {
-			continue
-		}
-		seen[name+"."+namespace] = true
-		for _, z := range b.opt.forward {
-			b.service(s, under(name+"."+namespace+".svc", z), z == b.opt.forward[0])
+// canonical reports whether a service's labels are its very names: two such
+// services never share a name.
+func canonical(s *state.ServiceView) bool {
+	return label(s.Name) == s.Name && label(s.Namespace) == s.Namespace
+}
+
+// service makes the names of one service and of its endpoints. With another
+// version of the same service, backends that both have are left out.
+func (b *sources) service(s, other *state.ServiceView) {
+	name, namespace := label(s.Name), label(s.Namespace)
+	if name == "" || namespace == "" || !b.exposed(namespace) {
+		return
+	}
+	var backends []*state.BackendOf
+	if !b.opt.noEndpoints && s.External == "" {
+		backends = changed(s, other)
+	}
+	for i, z := range b.opt.forward {
+		svc := plugin.Under(name+"."+namespace+".svc", z)
+		b.serviceName(s, svc, i == 0)
+		for _, be := range backends {
+			b.backend(s, be, svc, i == 0)
 		}
 	}
 }
 
-// service makes the names of one service in one zone; in the first zone also
-// the targets of its PTR records.
-func (b *zoneBuilder) service(s *state.ServiceView, name string, first bool) {
+// changed returns the ready backends of a service at addresses where another
+// version of it has not the very same ones. Both are sorted by address.
+func changed(s, other *state.ServiceView) (out []*state.BackendOf) {
+	var theirs []state.BackendOf
+	if other != nil {
+		theirs = other.Backends
+	}
+	for ours := s.Backends; len(ours) > 0; {
+		a := ours[0].Addr
+		n := 1
+		for n < len(ours) && ours[n].Addr == a {
+			n++
+		}
+		for len(theirs) > 0 && theirs[0].Addr.Less(a) {
+			theirs = theirs[1:]
+		}
+		m := 0
+		for m < len(theirs) && theirs[m].Addr == a {
+			m++
+		}
+		if !slices.EqualFunc(ours[:n], theirs[:m], sameNames) {
+			for i := range ours[:n] {
+				if be := &ours[i]; be.Ready && a.IsValid() {
+					out = append(out, be)
+				}
+			}
+		}
+		ours, theirs = ours[n:], theirs[m:]
+	}
+	return out
+}
+
+// sameService reports whether two versions of a service differ in their
+// backends only.
+func sameService(a, b *state.ServiceView) bool {
+	return a.Name == b.Name && a.Namespace == b.Namespace && a.External == b.External &&
+		a.Headless == b.Headless && a.VIP == b.VIP && slices.Equal(a.Ports, b.Ports)
+}
+
+// sameNames reports whether two backends make the same names.
+func sameNames(a, b state.BackendOf) bool {
+	return a.Addr == b.Addr && a.Ready == b.Ready && a.Hostname == b.Hostname && slices.Equal(a.Targets, b.Targets)
+}
+
+// serviceName makes the records of a service's own name in one zone; in the
+// first zone also those that point back.
+func (b *sources) serviceName(s *state.ServiceView, name string, first bool) {
 	switch {
 	case s.External != "":
 		target := wire.CanonicalName(s.External)
 		if _, ok := wire.IsDomainName(target); ok {
-			b.node(name).add(&wire.CNAME{Hdr: b.header(name, wire.TypeCNAME), Target: target})
+			b.record(name, layerDerived, wire.TypeCNAME, nameData(target))
 		}
-		return
 	case !s.Headless && s.VIP.IsValid():
-		b.address(name, s.VIP)
+		b.address(name, layerDerived, s.VIP)
 		for _, p := range s.Ports {
 			b.srv(name, name, p.Port)
 			if pn := portName(p.Name, p.Protocol); pn != "" {
@@ -177,46 +202,41 @@ func (b *zoneBuilder) service(s *state.ServiceView, name string, first bool) {
 			}
 		}
 		if first {
-			b.pointer(s.VIP, name)
+			b.pointer(s.VIP, layerDerived, name)
 		}
 	case !s.Headless:
-		b.node(name) // waits for its address: it exists, without data
+		b.pin(name) // waits for its address: it exists, without data
 	}
-	if b.opt.noEndpoints {
-		return
+}
+
+// backend makes the names of one backend of the service of that name.
+func (b *sources) backend(s *state.ServiceView, be *state.BackendOf, name string, first bool) {
+	host := label(be.Hostname)
+	if host == "" {
+		host = dashed(be.Addr.Unmap())
 	}
-	for i := range s.Backends {
-		be := &s.Backends[i]
-		if !be.Ready || !be.Addr.IsValid() {
+	target := host + "." + name
+	b.address(target, layerDerived, be.Addr)
+	if first {
+		b.pointer(be.Addr, layerDerived, target)
+	}
+	if s.Headless {
+		b.address(name, layerDerived, be.Addr)
+	}
+	for j, p := range s.Ports {
+		if j >= len(be.Targets) || be.Targets[j] == 0 {
 			continue
 		}
-		host := label(be.Hostname)
-		if host == "" {
-			host = dashed(be.Addr.Unmap())
-		}
-		target := host + "." + name
-		b.address(target, be.Addr)
-		if first {
-			b.pointer(be.Addr, target)
-		}
+		pn := portName(p.Name, p.Protocol)
 		if s.Headless {
-			b.address(name, be.Addr)
-		}
-		for j, p := range s.Ports {
-			if j >= len(be.Targets) || be.Targets[j] == 0 {
-				continue
-			}
-			pn := portName(p.Name, p.Protocol)
-			if s.Headless {
-				b.srv(name, target, be.Targets[j])
-				if pn != "" {
-					b.srv(pn+"."+name, target, be.Targets[j])
-				}
-			}
-			b.srv(target, target, be.Targets[j])
+			b.srv(name, target, be.Targets[j])
 			if pn != "" {
-				b.srv(pn+"."+target, target, be.Targets[j])
+				b.srv(pn+"."+name, target, be.Targets[j])
 			}
+		}
+		b.srv(target, target, be.Targets[j])
+		if pn != "" {
+			b.srv(pn+"."+target, target, be.Targets[j])
 		}
 	}
 }
@@ -232,163 +252,93 @@ func portName(name, protocol string) string {
 	return "_" + name + "._" + strings.ToLower(protocol)
 }
 
-// endpoints makes <endpoint>.<namespace>.pod and the same for aliases and
-// DHCP host names, and remembers which addresses are given out.
-func (b *zoneBuilder) endpoints() {
-	for e := range b.view.Endpoints() {
-		namespace := label(e.Namespace)
-		if namespace == "" || b.local[e.Network] && e.Owner != b.view.Self || !b.exposed(namespace) || !e.Serving {
+// endpoint makes <endpoint>.<namespace>.pod and the same for aliases and DHCP
+// host names, and remembers which addresses are given out.
+func (b *sources) endpoint(e *state.EndpointView) {
+	namespace := label(e.Namespace)
+	if namespace == "" || b.local[e.Network] && e.Owner != b.view.Self || !b.exposed(namespace) || !e.Serving {
+		return
+	}
+	for _, a := range e.Addrs {
+		if !a.IsValid() {
 			continue
 		}
-		names := append([]string{e.Name}, e.Aliases...)
-		for _, a := range e.Addrs {
-			if !a.IsValid() {
+		if b.opt.pods == podsVerified {
+			b.pin(givenKey(namespace, a.Unmap()))
+		}
+		for j := range 1 + len(e.Aliases) {
+			host := e.Name
+			if j > 0 {
+				host = e.Aliases[j-1]
+			}
+			if host = label(host); host == "" {
 				continue
 			}
-			b.given[podKey{namespace, a.Unmap()}] = true
-			for j, n := range names {
-				host := label(n)
-				if host == "" {
-					continue
-				}
-				for _, z := range b.opt.forward {
-					b.address(under(host+"."+namespace+".pod", z), a)
-				}
-				// A service's endpoint name is the better answer.
-				if j == 0 && len(b.opt.forward) > 0 && len(b.pointers[a.Unmap()]) == 0 {
-					b.pointer(a, under(host+"."+namespace+".pod", b.opt.forward[0]))
+			for i, z := range b.opt.forward {
+				name := plugin.Under(host+"."+namespace+".pod", z)
+				b.address(name, layerDerived, a)
+				if i == 0 && j == 0 {
+					b.pointer(a, layerEndpoint, name)
 				}
 			}
 		}
 	}
 }
 
-func (b *zoneBuilder) nodes() {
-	for i := range b.view.Nodes {
-		n := &b.view.Nodes[i]
-		if name := label(n.Name); name != "" && n.Serving {
-			for _, z := range b.opt.forward {
-				b.address(under(name+".node", z), n.Advertise)
-			}
+func (b *sources) node(n *state.NodeView) {
+	if name := label(n.Name); name != "" && n.Serving {
+		for _, z := range b.opt.forward {
+			b.address(plugin.Under(name+".node", z), layerDerived, n.Advertise)
 		}
 	}
 }
 
-func (b *zoneBuilder) reverse() {
-	for a, targets := range b.pointers {
-		name := reverseName(a)
-		if b.opt.reverse.match(name) == "" {
-			continue
-		}
-		slices.Sort(targets)
-		for _, t := range targets {
-			b.node(name).add(&wire.PTR{Hdr: b.header(name, wire.TypePTR), Ptr: t})
-		}
+// static makes a declared record.
+func (b *sources) static(rec *state.Name) {
+	name := wire.CanonicalName(rec.Name)
+	if _, ok := wire.IsDomainName(name); !ok || name == "." {
+		return
 	}
-}
-
-// static adds declared records. A derived record of the same name and type
-// wins.
-func (b *zoneBuilder) static() {
-	derived := make(map[string]int) // names that exist already, with their sets
-	for _, rec := range b.view.Names {
-		name := wire.CanonicalName(rec.Name)
-		if _, ok := wire.IsDomainName(name); !ok || name == "." {
-			continue
+	o := op{layer: layerStatic, n: b.sign}
+	switch rec.Type {
+	case "A", "AAAA":
+		a, err := netip.ParseAddr(rec.Target)
+		if err != nil || (rec.Type == "A") != a.Unmap().Is4() {
+			return
 		}
-		names := b.names
-		if b.origins.match(name) == "" {
-			names = b.outside
+		o.qtype, o.data = addressData(a)
+	case "CNAME":
+		target := wire.CanonicalName(rec.Target)
+		if _, ok := wire.IsDomainName(target); !ok {
+			return
 		}
-		n := names[name]
-		if n == nil {
-			n = new(node)
-			names[name] = n
-		}
-		if _, seen := derived[name]; !seen {
-			derived[name] = len(n.sets)
-		}
-		var rr wire.RR
-		switch rec.Type {
-		case "A", "AAAA":
-			a, err := netip.ParseAddr(rec.Target)
-			if err != nil || (rec.Type == "A") != a.Unmap().Is4() {
-				continue
-			}
-			rr = addressRR(name, a, b.opt.ttl)
-		case "CNAME":
-			target := wire.CanonicalName(rec.Target)
-			if _, ok := wire.IsDomainName(target); !ok {
-				continue
-			}
-			rr = &wire.CNAME{Hdr: b.header(name, wire.TypeCNAME), Target: target}
-		default:
-			continue
-		}
-		if i := slices.IndexFunc(n.sets, func(s rrset) bool { return s.qtype == rr.Header().Rrtype }); i >= 0 && i < derived[name] {
-			continue
-		}
-		n.add(rr)
+		o.qtype, o.data = wire.TypeCNAME, nameData(target)
+	default:
+		return
 	}
-}
-
-// finish makes the empty non-terminals, weights the SRV records and attaches
-// the addresses of their targets.
-func (b *zoneBuilder) finish() {
-	missing := make(map[string]bool)
-	for name, n := range b.names {
-		origin := b.origins.match(name)
-		for p := name; p != origin; {
-			off, end := wire.NextLabel(p, 0)
-			if end {
-				break
-			}
-			p = p[off:]
-			if b.names[p] != nil || missing[p] {
-				break
-			}
-			missing[p] = true
-		}
-		if s := n.set(wire.TypeSRV); s != nil {
-			b.weigh(s)
-		}
-	}
-	for p := range missing {
-		b.node(p)
-	}
-}
-
-func (b *zoneBuilder) weigh(s *rrset) {
-	weight := uint16(max(1, 100/len(s.rrs)))
-	var seen []string
-	for _, rr := range s.rrs {
-		srv := rr.(*wire.SRV)
-		srv.Weight = weight
-		if slices.Contains(seen, srv.Target) {
-			continue
-		}
-		seen = append(seen, srv.Target)
-		if t := b.names[srv.Target]; t != nil {
-			for _, set := range t.sets {
-				if set.qtype == wire.TypeA || set.qtype == wire.TypeAAAA {
-					s.extra = append(s.extra, set.rrs...)
-				}
-			}
-		}
-	}
+	b.draft.add(name, o)
 }
 
 // label makes a DNS label of a name: lower-case, up to the first dot. It is
 // empty when the name is no host name label (RFC 1123, and _ as people use it).
 func label(s string) string {
-	s, _, _ = strings.Cut(strings.ToLower(s), ".")
+	s, _, _ = strings.Cut(s, ".")
 	if len(s) > 63 {
 		return ""
 	}
-	for _, c := range []byte(s) {
+	upper := false
+	for i := range len(s) {
+		c := s[i]
+		if c >= 'A' && c <= 'Z' {
+			upper = true
+			continue
+		}
 		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
 			return ""
 		}
+	}
+	if upper {
+		return strings.ToLower(s)
 	}
 	return s
 }

@@ -124,6 +124,10 @@ func TestImports(t *testing.T) {
 			seen[root] = true
 		}
 		for _, imp := range p.Imports {
+			if to, ok := strings.CutPrefix(imp, module+"/"); ok && within(from, "dns") && from != "dns" &&
+				!within(to, "dns/plugin") && to != "config" {
+				t.Errorf("%s imports %s: a directive may import dns/plugin and config", from, to)
+			}
 			if to, ok := strings.CutPrefix(imp, module+"/"); ok && !allowed(from, to) {
 				t.Errorf("%s imports %s: it may import %v", from, to, ours[from])
 			}

@@ -1,0 +1,366 @@
+package dns
+
+import (
+	"encoding/binary"
+	"net"
+	"strings"
+	"time"
+	"unsafe"
+
+	wire "github.com/miekg/dns"
+
+	"nodenet/dns/plugin"
+)
+
+// plan is how a server block's chain is followed without running it. It is
+// made once for each block and immutable.
+type plan struct {
+	steps  []step
+	rotate bool      // loadbalance is there
+	cache  *hotCache // nil: no cache, or plugins that the packed path must not skip
+}
+
+// step is one directive that a question meets on its way.
+type step struct {
+	cluster *cluster
+	other   plugin.Bystander
+}
+
+// planOf reads the plan off a chain; nil: every question needs the chain.
+func planOf(plugins []plugin.Named) *plan {
+	pl := new(plan)
+	for _, p := range plugins {
+		switch p := p.Plugin.(type) {
+		case interface{ Rotates() bool }: // loadbalance
+			if !p.Rotates() {
+				return pl.orNil()
+			}
+			pl.rotate = true
+		case *cache:
+			// What the node knows is not in it. What it holds comes from
+			// behind, so a second cache would have to be asked first.
+			if pl.cache == nil && !p.keepTTL {
+				pl.cache = newHotCache(p)
+			}
+		case *cluster:
+			pl.steps = append(pl.steps, step{cluster: p})
+		case plugin.Bystander:
+			pl.steps = append(pl.steps, step{other: p})
+		default:
+			return pl.orNil()
+		}
+	}
+	return pl.orNil()
+}
+
+func (pl *plan) orNil() *plan {
+	for _, s := range pl.steps {
+		if s.cluster != nil {
+			return pl
+		}
+	}
+	if pl.cache != nil {
+		return pl
+	}
+	return nil
+}
+
+// Skips implements plugin.Bystander.
+func (h *hosts) Skips(name string, qtype uint16) bool {
+	t := h.table.Load()
+	if qtype == wire.TypePTR && len(t.names[name]) > 0 {
+		return false
+	}
+	if h.zones.Match(name) == "" {
+		return true
+	}
+	return len(t.addrs[name]) == 0 && (h.fall.Passes(name) || plugin.IsReverse(name))
+}
+
+// plainByte returns a byte of a name in lower case; 0: its text would need an
+// escape, or it is so rare that the chain may have it.
+func plainByte(c byte) byte {
+	switch {
+	case c-'a' < 26, c-'0' < 10, c == '-', c == '_':
+		return c
+	case c-'A' < 26:
+		return c + 'a' - 'A'
+	}
+	return 0
+}
+
+// responder answers questions on the packed path. It belongs to one
+// goroutine.
+type responder struct {
+	name  [256 + keyTail]byte
+	now   time.Time // of the batch in hand
+	turn  uint64    // of rotation, a xorshift generator
+	tally tally
+
+	// Of warm.
+	hashes  [batchSize]uint64
+	buckets [batchSize]bucket
+	nodes   [batchSize]*node
+	names   [batchSize]string
+	warmed  uint32
+
+	// Of the question in hand.
+	qtype   uint16
+	nameEnd int
+	do, cd  bool
+	query   []byte
+	out     []byte
+	size    int // limit of the answer without OPT
+	plan    *plan
+	ra      byte
+}
+
+// respond writes the answer to a packet into out, which takes 1232 bytes, and
+// returns its length. 0: the chain has to answer.
+func (r *responder) respond(t *table, query, out []byte) int {
+	if len(query) < headerLen+5 || t == nil {
+		return 0
+	}
+	// QR 0, OPCODE 0; one question, nothing else but perhaps one OPT.
+	counts := binary.BigEndian.Uint64(query[4:])
+	if query[2]&0xF8 != 0 || counts&^1 != 1<<48 {
+		return 0
+	}
+	name, off := r.parseName(query)
+	if off == 0 || off+4 > len(query) || binary.BigEndian.Uint16(query[off+2:]) != wire.ClassINET {
+		return 0
+	}
+	r.qtype, r.nameEnd = binary.BigEndian.Uint16(query[off:]), off
+	if !counted(r.qtype) {
+		return 0
+	}
+	off += 4
+	b := t.only
+	if b == nil {
+		b = t.match(name)
+	}
+	if b == nil || b.plan == nil {
+		return 0
+	}
+	r.query, r.out, r.plan = query, out, b.plan
+	r.cd, r.do = query[3]&0x10 != 0, false
+	r.size = wire.MinMsgSize
+	edns := counts&1 != 0
+	bufsize := uint16(defaultBufsize)
+	if edns {
+		// Version 0, no options; flags other than DO are ignored (RFC 6891
+		// section 6.1.4).
+		if len(query) != off+optLen || query[off] != 0 || binary.BigEndian.Uint16(query[off+1:]) != wire.TypeOPT ||
+			query[off+5] != 0 || query[off+6] != 0 || query[off+9] != 0 || query[off+10] != 0 {
+			return 0
+		}
+		r.do = query[off+7]&0x80 != 0
+		if b.bufsize != 0 {
+			bufsize = b.bufsize
+		}
+		r.size = max(r.size, int(min(binary.BigEndian.Uint16(query[off+3:]), bufsize)))
+		r.size -= optLen
+	} else if len(query) != off {
+		return 0
+	}
+	r.size = min(r.size, len(out)-optLen)
+	r.ra = 0
+	if b.recurse {
+		r.ra = 0x80
+	}
+	n := r.follow(name)
+	if n == 0 {
+		return 0
+	}
+	if edns {
+		opt := out[n : n+optLen]
+		copy(opt, "\x00\x00\x29\x00\x00\x00\x00\x00\x00\x00\x00")
+		binary.BigEndian.PutUint16(opt[3:], bufsize)
+		if r.do {
+			opt[7] = 0x80
+		}
+		out[11]++ // ARCOUNT, at most 255: the answer is that short
+		if out[11] == 0 {
+			out[10]++
+		}
+		n += optLen
+	}
+	return n
+}
+
+// parseName reads the question's name into text, lower-case. off is where it
+// ends; 0: it is not plain. The text is valid until the next question.
+func (r *responder) parseName(query []byte) (name string, off int) {
+	off = headerLen
+	n := 0
+	for {
+		if off >= len(query) {
+			return "", 0
+		}
+		l := int(query[off])
+		off++
+		if l == 0 {
+			break
+		}
+		if l > 63 || off+l > len(query) || n+l+1 > maxName {
+			return "", 0
+		}
+		for _, c := range query[off : off+l] {
+			if c = plainByte(c); c == 0 {
+				return "", 0
+			}
+			r.name[n] = c
+			n++
+		}
+		off += l
+		r.name[n] = '.'
+		n++
+	}
+	if n == 0 {
+		r.name[0] = '.'
+		n = 1
+	}
+	return unsafe.String(&r.name[0], n), off
+}
+
+// follow takes the steps of the plan.
+func (r *responder) follow(name string) int {
+	for i := range r.plan.steps {
+		s := &r.plan.steps[i]
+		switch {
+		case s.cluster != nil:
+			if n, done := r.fromZone(s.cluster, name); done {
+				return n
+			}
+		case !s.other.Skips(name, r.qtype):
+			return 0
+		}
+	}
+	if r.plan.cache != nil {
+		return r.plan.cache.respond(r, name)
+	}
+	return 0
+}
+
+// fromZone answers from a cluster's zone. Not done: the question goes on to
+// the next directive.
+func (r *responder) fromZone(c *cluster, name string) (n int, done bool) {
+	z := c.zone.Load()
+	if z == nil {
+		return 0, true
+	}
+	nd := z.names.get(name)
+	g := z.negativeOf(name)
+	if nd == nil {
+		switch {
+		case g.origin == "":
+			return 0, false
+		case g.pods != "" && strings.HasSuffix(name, g.pods):
+			return 0, true
+		case c.fall.Passes(name):
+			return 0, false
+		}
+		return r.negative(g, name, wire.RcodeNameError), true
+	}
+	s := nd.set(r.qtype)
+	if s == nil {
+		s = nd.set(wire.TypeCNAME)
+	}
+	switch {
+	case s == nil:
+		return r.negative(g, name, wire.RcodeSuccess), true
+	case (s.qtype == wire.TypeA || s.qtype == wire.TypeAAAA) && !s.dup:
+		return r.addresses(z, s), true
+	}
+	return r.whole(z.memo(nd, s, r.qtype), byCluster), true
+}
+
+// negativeOf returns the negative answer for a name's origin.
+func (z *Zone) negativeOf(name string) *negativeAnswer {
+	best := &z.negs[len(z.negs)-1]
+	for i := range z.negs[:len(z.negs)-1] {
+		g := &z.negs[i]
+		if len(g.origin) > len(best.origin) && plugin.InZone(g.origin, name) {
+			best = g
+		}
+	}
+	return best
+}
+
+// header writes header and question.
+func (r *responder) header(aa, ad bool, rcode uint8, an, ns, ar uint16) int {
+	q, out := r.query, r.out
+	out[0], out[1] = q[0], q[1]
+	out[2] = 0x80 | q[2]&0x01 // QR, RD
+	if aa {
+		out[2] |= 0x04
+	}
+	out[3] = r.ra | q[3]&0x10 | rcode // RA, CD
+	if ad && (r.do || q[3]&0x20 != 0) {
+		out[3] |= 0x20
+	}
+	binary.BigEndian.PutUint64(out[4:], 1<<48|uint64(an)<<32|uint64(ns)<<16|uint64(ar))
+	return headerLen + copy(out[headerLen:], q[headerLen:r.nameEnd+4])
+}
+
+// negative answers that there is no such name, or no such type.
+func (r *responder) negative(g *negativeAnswer, name string, rcode uint8) int {
+	if !g.covers(name) || r.nameEnd+4+len(g.body) > r.size {
+		return 0
+	}
+	n := r.header(true, false, rcode, 0, 1, 0)
+	r.tally.add(r.qtype, rcode, byCluster)
+	return n + g.write(r.out[n:], r.nameEnd)
+}
+
+// addresses answers with A or AAAA records.
+func (r *responder) addresses(z *Zone, s *rrset) int {
+	size := net.IPv4len
+	if s.qtype == wire.TypeAAAA {
+		size = net.IPv6len
+	}
+	count := len(s.data) / size
+	if r.nameEnd+4+count*(12+size) > r.size {
+		return 0
+	}
+	at := r.header(true, false, wire.RcodeSuccess, uint16(count), 0, 0)
+	first := 0
+	if count > 1 {
+		first = r.rotation() % count
+	}
+	for i := range count {
+		item := s.data[(first+i)%count*size:][:size]
+		rr := r.out[at : at+12+size]
+		binary.BigEndian.PutUint16(rr, pointerToQuestion)
+		binary.BigEndian.PutUint16(rr[2:], s.qtype)
+		binary.BigEndian.PutUint16(rr[4:], wire.ClassINET)
+		binary.BigEndian.PutUint32(rr[6:], z.opt.ttl)
+		binary.BigEndian.PutUint16(rr[10:], uint16(size))
+		copy(rr[12:], item)
+		at += len(rr)
+	}
+	r.tally.add(r.qtype, wire.RcodeSuccess, byCluster)
+	return at
+}
+
+// whole answers with what is packed.
+func (r *responder) whole(p *packed, by source) int {
+	if p.body == nil || r.nameEnd+4+len(p.body) > r.size || r.plan.rotate && p.fixed && p.runN > 1 {
+		return 0
+	}
+	at := r.header(p.aa, p.ad, p.rcode, p.counts[0], p.counts[1], p.counts[2])
+	at += p.write(r.out[at:], r.rotation())
+	r.tally.add(r.qtype, p.rcode, by)
+	return at
+}
+
+// rotation draws by how much addresses are rotated.
+func (r *responder) rotation() int {
+	if !r.plan.rotate {
+		return 0
+	}
+	r.turn ^= r.turn << 13
+	r.turn ^= r.turn >> 7
+	r.turn ^= r.turn << 17
+	return int(r.turn >> 33)
+}

@@ -1,0 +1,97 @@
+package dns
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"nodenet/config"
+)
+
+// loopback opens sockets on free ports of 127.0.0.1, whatever is asked for.
+func loopback(o Options) Options {
+	o.ListenPacket = func(context.Context, string, string) (net.PacketConn, error) {
+		return net.ListenPacket("udp", "127.0.0.1:0")
+	}
+	o.Listen = func(context.Context, string, string) (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+	return o
+}
+
+// inward makes upstreams ports of this machine that nobody listens on.
+func inward(srv []config.Server) []config.Server {
+	for _, s := range srv {
+		for _, d := range s.Directives {
+			if d.Name != "forward" && d.Name != "proxy" {
+				continue
+			}
+			for i, to := range d.Args[1:] {
+				if !strings.HasPrefix(to, "/") {
+					d.Args[i+1] = "127.0.0.1:9"
+				}
+			}
+		}
+	}
+	return srv
+}
+
+// starts runs server blocks until every socket is open.
+func starts(t *testing.T, srv []config.Server) {
+	t.Helper()
+	for _, b := range srv {
+		for i, d := range b.Directives {
+			if d.Name == "tls" {
+				cert, key := certificate(t, "dns.example")
+				b.Directives[i].Args = []string{cert, key}
+			}
+		}
+	}
+	s, err := New(loopback(Options{Servers: inward(srv), ResolvConf: "testdata/none"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, s, nil, addr("192.0.2.1"))
+	waitFor(t, "the sockets", func() bool { return len(s.Status().Listening) == len(s.live.Load().tables)+len(s.live.Load().sites) })
+}
+
+// TestREADME starts every configuration in the READMEs, and finds a section
+// or a README about each directive.
+func TestREADME(t *testing.T) {
+	files, err := filepath.Glob("*/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fence := regexp.MustCompile("(?s)(?:```|~~~) ?corefile\n(.*?)(?:```|~~~)")
+	var all strings.Builder
+	for _, file := range append(files, "README.md") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(text)
+		blocks := fence.FindAllStringSubmatch(string(text), -1)
+		if len(blocks) == 0 {
+			t.Errorf("%s has no example", file)
+		}
+		t.Run(file, func(t *testing.T) {
+			for _, b := range blocks {
+				srv := servers(t, b[1])
+				if n := Notices(srv); len(n) > 0 {
+					t.Errorf("example:\n%s\nhas notices %q", b[1], n)
+				}
+				t.Run(strings.Join(strings.Fields(b[1]), " "), func(t *testing.T) {
+					t.Parallel()
+					starts(t, srv)
+				})
+			}
+		})
+	}
+	for _, d := range directives() {
+		if !regexp.MustCompile(`(?m)^(# |## (\w+, )*)` + d.name + `(, \w+)*$`).MatchString(all.String()) {
+			t.Errorf("no README and no section about %s", d.name)
+		}
+	}
+}

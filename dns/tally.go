@@ -1,0 +1,106 @@
+package dns
+
+import (
+	wire "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// tally counts the answers of one responder until they are added to the
+// metrics, once a batch: counters that all cores share are touched as rarely
+// as that.
+type tally struct {
+	n     [sourceCount][countedTypes][2]uint32
+	total uint32
+}
+
+// source of a packed answer.
+type source uint8
+
+const (
+	byCluster source = iota
+	byCache
+	sourceCount
+)
+
+const countedTypes = 12
+
+// typeIndex numbers the types that the packed path answers, or is negative.
+// Others are so rare that the chain may have them.
+func typeIndex(qtype uint16) int {
+	switch qtype {
+	case wire.TypeA:
+		return 0
+	case wire.TypeAAAA:
+		return 1
+	case wire.TypeSRV:
+		return 2
+	case wire.TypePTR:
+		return 3
+	case wire.TypeHTTPS:
+		return 4
+	case wire.TypeSVCB:
+		return 5
+	case wire.TypeTXT:
+		return 6
+	case wire.TypeCNAME:
+		return 7
+	case wire.TypeNS:
+		return 8
+	case wire.TypeSOA:
+		return 9
+	case wire.TypeMX:
+		return 10
+	case wire.TypeNAPTR:
+		return 11
+	}
+	return -1
+}
+
+func counted(qtype uint16) bool { return typeIndex(qtype) >= 0 }
+
+func (t *tally) add(qtype uint16, rcode uint8, by source) {
+	r := 0
+	if rcode != wire.RcodeSuccess {
+		r = 1 // NXDOMAIN, there is no other
+	}
+	t.n[by][typeIndex(qtype)][r]++
+	t.total++
+}
+
+// flush adds to the metrics what was counted since the last time.
+func (t *tally) flush(m *metrics) {
+	if t.total == 0 {
+		return
+	}
+	m.queries.Add(uint64(t.total))
+	for by := range t.n {
+		for i := range t.n[by] {
+			for r, n := range t.n[by][i] {
+				if n == 0 {
+					continue
+				}
+				m.packed[by][i][r].Add(float64(n))
+				if source(by) == byCache {
+					m.hits.Add(uint64(n))
+				}
+			}
+		}
+	}
+	*t = tally{}
+}
+
+// packedCounters resolves the counters of the packed path.
+func packedCounters(requests *prometheus.CounterVec) (out [sourceCount][countedTypes][2]prometheus.Counter) {
+	for by, name := range []string{"cluster", "cache"} {
+		for qtype, text := range wire.TypeToString {
+			i := typeIndex(qtype)
+			if i < 0 {
+				continue
+			}
+			for r, rcode := range []string{"NOERROR", "NXDOMAIN"} {
+				out[by][i][r] = requests.WithLabelValues(text, "udp", rcode, name)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"net"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodenet/dns/batch"
+)
+
+const (
+	loadSockets = 16
+	loadWindow  = 8 // questions on the way, a socket
+	lostAfter   = 200 * time.Millisecond
+)
+
+// flow is one client socket.
+type flow struct {
+	conn *net.UDPConn
+	in   *batch.Reader
+	out  *batch.Writer
+	open int // on the way
+	last time.Time
+	sent []time.Time // by ID, of paced load
+}
+
+func flows(port, n, window int) (out []*flow, err error) {
+	for range n {
+		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+		if err != nil {
+			return nil, err
+		}
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &flow{conn: c, in: batch.NewReader(raw, window, 4096), out: batch.NewWriter(raw, window, 512), last: time.Now()})
+	}
+	return out, nil
+}
+
+func closeAll(fs []*flow) {
+	for _, f := range fs {
+		f.conn.Close()
+	}
+}
+
+// tally is what came back.
+type tally struct {
+	answers, records, nxdomain, failed, lost int
+	took                                     time.Duration
+}
+
+func (t *tally) see(b []byte) {
+	if len(b) < 12 || b[2]&0x80 == 0 {
+		return
+	}
+	t.answers++
+	switch rcode := b[3] & 0xF; {
+	case rcode == 3:
+		t.nxdomain++
+	case rcode != 0:
+		t.failed++
+	case binary.BigEndian.Uint16(b[6:]) > 0:
+		t.records++
+	}
+}
+
+// check says whether the answers are those of a server that knows the names.
+func (t *tally) check(w workload) error {
+	if t.answers == 0 {
+		return fmt.Errorf("no answer")
+	}
+	share := func(n int) float64 { return 100 * float64(n) / float64(t.answers) }
+	if math.Abs(share(t.records)-float64(w.records)) > 8 || math.Abs(share(t.nxdomain)-float64(w.nxdomain)) > 8 || share(t.failed) > 0.1 {
+		return fmt.Errorf("of %d answers %.1f %% have records, %.1f %% say NXDOMAIN, %.2f %% are errors; %d %%, %d %% and none were expected",
+			t.answers, share(t.records), share(t.nxdomain), share(t.failed), w.records, w.nxdomain)
+	}
+	return nil
+}
+
+// saturate asks as fast as answers come. With limit it stops after that many
+// questions.
+func saturate(port int, w workload, from *int, d time.Duration, limit int) (tally, error) {
+	var t tally
+	fs, err := flows(port, loadSockets, loadWindow)
+	if err != nil {
+		return t, err
+	}
+	defer closeAll(fs)
+	begin := time.Now()
+	sent := 0
+	for now := begin; now.Sub(begin) < d; now = time.Now() {
+		idle := true
+		for _, f := range fs {
+			n, err := f.in.Poll()
+			if err != nil {
+				return t, err
+			}
+			idle = idle && n == 0
+			for i := range n {
+				t.see(f.in.Data(i))
+			}
+			f.open = max(0, f.open-n)
+			if n > 0 {
+				f.last = now
+			} else if f.open > 0 && now.Sub(f.last) > lostAfter {
+				t.lost += f.open
+				f.open, f.last = 0, now
+			}
+			for ; f.open < loadWindow && (limit == 0 || sent < limit); f.open++ {
+				p := w.packets[*from%len(w.packets)]
+				*from++
+				sent++
+				room := f.out.Room()
+				copy(room, p)
+				binary.BigEndian.PutUint16(room, uint16(*from))
+				f.out.Send(len(p))
+			}
+			if err := f.out.Flush(); err != nil {
+				return t, err
+			}
+		}
+		if limit > 0 && t.answers+t.lost >= limit {
+			break
+		}
+		if idle { // the upstream may want this core
+			unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		}
+	}
+	t.took = time.Since(begin)
+	return t, nil
+}
+
+// paced asks at a steady rate and returns how long each answer took.
+func paced(port int, w workload, rate float64, d time.Duration) ([]time.Duration, tally, error) {
+	var t tally
+	fs, err := flows(port, 4, 64)
+	if err != nil {
+		return nil, t, err
+	}
+	defer closeAll(fs)
+	for _, f := range fs {
+		f.sent = make([]time.Time, 1<<16)
+	}
+	var took []time.Duration
+	gap := time.Duration(float64(time.Second) / rate)
+	begin := time.Now()
+	next := begin
+	sent := 0
+	for now := begin; now.Sub(begin) < d+100*time.Millisecond; now = time.Now() {
+		for k := 0; k < 16 && !next.After(now) && now.Sub(begin) < d; k++ {
+			f := fs[sent%len(fs)]
+			id := uint16(sent / len(fs))
+			p := w.packets[sent%len(w.packets)]
+			room := f.out.Room()
+			copy(room, p)
+			binary.BigEndian.PutUint16(room, id)
+			f.sent[id] = next // as planned: a late question counts as a slow answer
+			f.out.Send(len(p))
+			if err := f.out.Flush(); err != nil {
+				return nil, t, err
+			}
+			next = next.Add(gap)
+			sent++
+		}
+		for _, f := range fs {
+			n, err := f.in.Poll()
+			if err != nil {
+				return nil, t, err
+			}
+			at := time.Now()
+			for i := range n {
+				b := f.in.Data(i)
+				t.see(b)
+				took = append(took, at.Sub(f.sent[binary.BigEndian.Uint16(b)]))
+			}
+		}
+	}
+	t.took = time.Since(begin)
+	t.lost = sent - t.answers
+	slices.Sort(took)
+	return took, t, nil
+}
+
+// wait waits until the server answers anything.
+func (s *server) wait() error {
+	c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: s.port})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	b := make([]byte, 4096)
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+		c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		// A refused port is one that is not open yet.
+		c.Write([]byte("\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x05svc-1\x04ns-1\x03svc\x07cluster\x05local\x00\x00\x01\x00\x01"))
+		if n, err := c.Read(b); err == nil && n >= 12 && b[3]&0xF != 2 {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return fmt.Errorf("%s does not answer on port %d", s.name, s.port)
+}
