@@ -105,7 +105,7 @@ func Donate(sn *state.Snapshot, self state.NodeID, ringID string, a Ask) ([]stat
 			return nil, fmt.Errorf("donate %s: %w", title(a.Ring), ErrNoRing)
 		}
 		ops = Bootstrap(sn, self, ringID, []Spec{{Ring: a.Ring, Prefix: a.Prefix}})
-		ring = resolve([]claim{{prefix: a.Prefix.Masked(), owner: self, gen: ops[0].Gen}})
+		ring = resolve([]claim{{Prefix: a.Prefix.Masked(), Owner: self, Gen: ops[0].Gen}})
 		ring.Name, ring.ID = a.Ring, ringID
 	}
 	give := func(p netip.Prefix) {

@@ -136,7 +136,7 @@ func (r *Ring) unwilling(node state.NodeID, p netip.Prefix) bool {
 
 // disturbed reports that some of the ring was taken over or is contested.
 func (r *Ring) disturbed() bool {
-	return len(r.Contested()) > 0 || slices.ContainsFunc(r.ranges, func(c claim) bool { return c.from != "" })
+	return len(r.Contested()) > 0 || slices.ContainsFunc(r.ranges, func(c claim) bool { return c.From != "" })
 }
 
 // disputes reports that a node claims some of a prefix and lost to another

@@ -61,9 +61,9 @@ func restError(until time.Time) error {
 // takenOver returns the node that some of a prefix was taken from without its
 // consent, whoever has it now, or "".
 func (r *Ring) takenOver(p netip.Prefix) state.NodeID {
-	i := slices.IndexFunc(r.ranges, func(c claim) bool { return c.from != "" && c.prefix.Overlaps(p) })
+	i := slices.IndexFunc(r.ranges, func(c claim) bool { return c.From != "" && c.Prefix.Overlaps(p) })
 	if i < 0 {
 		return ""
 	}
-	return r.ranges[i].from
+	return r.ranges[i].From
 }
