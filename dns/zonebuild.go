@@ -286,7 +286,7 @@ func (b *sources) endpoint(e *state.EndpointView) {
 }
 
 func (b *sources) node(n *state.NodeView) {
-	if name := label(n.Name); name != "" && n.Serving {
+	if name := label(n.Name); name != "" && n.Serving && n.Refused == "" {
 		for _, z := range b.opt.forward {
 			b.address(plugin.Under(name+".node", z), layerDerived, n.Advertise)
 		}

@@ -146,6 +146,15 @@ func (g *Gossip) someLinks() []*link {
 	return g.allLinks() // map order is random enough to spread load
 }
 
+// remote is the address that the peer speaks from; invalid: not an IP address.
+func (l *link) remote() netip.Addr {
+	a, err := netip.ParseAddrPort(l.conn.RemoteAddr().String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Addr().Unmap().WithZone("")
+}
+
 // noteSync records that we hold all that a peer had; proven says that the
 // peer once held all that there was.
 func (g *Gossip) noteSync(l *link, proven bool) {

@@ -314,6 +314,12 @@ func (g *Gossip) updateLive(nodes *nodeList, last *map[state.NodeID]state.Live) 
 	wasFrozen := g.track.freeze != nil
 	live, next := g.track.compute(time.Now(), nodes.known, nodes.left, heard)
 	frozen := g.track.freeze != nil
+	for id, l := range g.links {
+		if x, ok := live[id]; ok {
+			x.Addr = l.remote()
+			live[id] = x
+		}
+	}
 	g.mu.Unlock()
 	changed := len(live) != len(*last)
 	for id, l := range live {

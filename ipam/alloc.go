@@ -106,7 +106,7 @@ func (a *Allocator) Ahead(sn *state.Snapshot, self state.NodeID, ringID string, 
 		if err != nil {
 			return nil, fmt.Errorf("open a block of %s: %w", title(n.Name), err)
 		}
-		return []state.Op{blockOp(n.Name, p)}, nil
+		return []state.Op{s.openOp(p)}, nil
 	}
 	if len(s.blocks) == 0 && !n.Pin.IsValid() {
 		return nil, nil // the first block opens with the first address
@@ -123,7 +123,7 @@ func (a *Allocator) Ahead(sn *state.Snapshot, self state.NodeID, ringID string, 
 	if err != nil {
 		return nil, fmt.Errorf("open a block of %s: %w", title(n.Name), err)
 	}
-	return []state.Op{blockOp(n.Name, p)}, nil
+	return []state.Op{s.openOp(p)}, nil
 }
 
 // allocate goes through the reasons to get a certain address, strongest
@@ -152,7 +152,7 @@ func (s *scope) allocate() (Grant, []state.Op, error) {
 		p, err := s.pin()
 		if err == nil {
 			if a, ok := s.firstFree(p, netip.Addr{}); ok {
-				return s.grant(a, p), []state.Op{blockOp(s.net.Name, p)}, nil
+				return s.grant(a, p), []state.Op{s.openOp(p)}, nil
 			}
 		}
 		pinned = err
@@ -170,7 +170,7 @@ func (s *scope) allocate() (Grant, []state.Op, error) {
 	if err != nil {
 		return Grant{}, nil, err
 	}
-	return s.grant(a, p), []state.Op{blockOp(s.net.Name, p)}, nil
+	return s.grant(a, p), []state.Op{s.openOp(p)}, nil
 }
 
 // take gives out one certain address, or says why not. wanted addresses need
@@ -211,7 +211,7 @@ func (s *scope) take(a netip.Addr, wanted bool) (Grant, []state.Op, error) {
 	if why := s.why(a, b, wanted); why != "" {
 		return Grant{}, nil, fmt.Errorf("%s: %w", why, ErrInUse)
 	}
-	return s.grant(a, b), []state.Op{blockOp(s.net.Name, b)}, nil
+	return s.grant(a, b), []state.Op{s.openOp(b)}, nil
 }
 
 // roundRobin returns the first free address after the last one given.

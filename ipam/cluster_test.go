@@ -129,6 +129,12 @@ func newCluster(tb fatal, n int) *cluster {
 	for i := range n {
 		node := &simNode{id: nodeID(i), log: &faultLog{records: map[state.ID]state.Record{}}}
 		node.open(tb)
+		self := state.Node{Name: fmt.Sprint("n", i), Advertise: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), VTEPMAC: node.id.VTEPMAC()}
+		if err := write(node.store, func(*state.Snapshot) ([]state.Op, error) {
+			return []state.Op{state.Put(state.Owner, state.KindNode, "self", self)}, nil
+		}); err != nil {
+			tb.Fatalf("write node: %v", err)
+		}
 		c.nodes = append(c.nodes, node)
 		c.byID[node.id] = node
 	}

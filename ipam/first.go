@@ -29,7 +29,7 @@ func (a *Allocator) First(sn *state.Snapshot, self state.NodeID, ringID string, 
 	if err != nil {
 		return nil, fmt.Errorf("open a block of %s: %w", title(n.Name), err)
 	}
-	return []state.Op{blockOp(n.Name, p)}, nil
+	return []state.Op{s.openOp(p)}, nil
 }
 
 // Outside returns the parts of a prefix before start and after end, as a

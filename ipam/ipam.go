@@ -164,10 +164,6 @@ func rangeOp(r state.Range, gen uint64) state.Op {
 	return op
 }
 
-func blockOp(network string, p netip.Prefix) state.Op {
-	return state.Put(state.Owner, state.KindBlock, blockKey(network, p), state.Block{Network: network, Prefix: p})
-}
-
 func blockKey(network string, p netip.Prefix) string { return network + "/" + p.String() }
 
 // title names a ring for people.

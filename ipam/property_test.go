@@ -340,6 +340,7 @@ func (m *sim) check(t *rapid.T) {
 	}
 	m.checkAddresses(t, all)
 	m.checkServices(t, all)
+	m.checkClaims(t, all)
 }
 
 func (m *sim) checkAddresses(t *rapid.T, all *state.Snapshot) {

@@ -97,6 +97,19 @@ func (s *scope) overlay(blocks map[string]netip.Prefix) {
 	}
 }
 
+// openOp opens a block. It says by which generation of the ring the block is
+// ours, so that who has not heard of that does not take it for a false claim.
+func (s *scope) openOp(p netip.Prefix) state.Op {
+	b := state.Block{Network: s.net.Name, Prefix: p}
+	ring := Resolve(s.sn, s.net.Name, s.req.RingID) // what is remembered may be older
+	for _, q := range ring.Parts {
+		if in := spanOf(p); q.From.Compare(in.to) <= 0 && q.To.Compare(in.from) >= 0 {
+			b.Gen = max(b.Gen, q.Gen)
+		}
+	}
+	return state.Put(state.Owner, state.KindBlock, blockKey(b.Network, p), b)
+}
+
 // block returns the block of ours that an address lies in.
 func (s *scope) block(a netip.Addr) (netip.Prefix, bool) {
 	i := slices.IndexFunc(s.blocks, func(b netip.Prefix) bool { return b.Contains(a) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,7 +43,28 @@ func (n *Node) conflicts(sn *state.Snapshot, v *state.View) []state.Conflict {
 			})
 		}
 	}
-	return append(out, v.Conflicts...)
+	for _, c := range v.Conflicts {
+		if !slices.ContainsFunc(out, func(o state.Conflict) bool { return o.What == c.What && o.Loser == c.Loser }) {
+			out = append(out, c)
+		}
+	}
+	return append(out, waiting(v, time.Now())...)
+}
+
+// claimWait is for how long a claim that nothing here confirms is nobody's
+// business: what confirms it is on its way.
+const claimWait = time.Minute
+
+// waiting shows claims that count although nothing here confirms them, once
+// they are too old for that to be a matter of what arrives first.
+func waiting(v *state.View, now time.Time) []state.Conflict {
+	var out []state.Conflict
+	for _, r := range v.Refusals {
+		if r.Waiting && now.Sub(time.Unix(r.Time, 0)).Abs() > claimWait {
+			out = append(out, state.Conflict{What: r.What, Winner: nodeName(v, r.Owner), Loser: nodeName(v, r.Holder), Detail: r.Why})
+		}
+	}
+	return out
 }
 
 func (n *Node) conflictList(context.Context) ([]api.Conflict, error) {

@@ -7,7 +7,7 @@ import (
 
 // Changes says in what two views differ. With All the difference is not
 // known: compare everything. Nodes and the other booleans say that the slice
-// of that name differs.
+// of that name differs, Conflicts that it or Refusals does.
 type Changes struct {
 	All                                          bool
 	Nodes, Networks, Publishes, Names, Conflicts bool
@@ -115,7 +115,7 @@ func (v *View) compare(old *View) *Changes {
 		Networks:  !reflect.DeepEqual(old.Networks, v.Networks),
 		Publishes: !slices.Equal(old.Publishes, v.Publishes),
 		Names:     !slices.Equal(old.Names, v.Names),
-		Conflicts: !slices.Equal(old.Conflicts, v.Conflicts),
+		Conflicts: !slices.Equal(old.Conflicts, v.Conflicts) || !slices.Equal(old.Refusals, v.Refusals),
 		Endpoints: compareTrees(old.byOwner, v.byOwner, byOwner, func(a, b *EndpointView) bool { return reflect.DeepEqual(a, b) }),
 		Services:  compareTrees(old.services, v.services, byServiceKey, (*ServiceView).shows),
 	}

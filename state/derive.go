@@ -27,13 +27,14 @@ func emptyView(self NodeID) *View {
 	v := NewView(View{Self: self}, nil, nil)
 	v.labels, v.selectors, v.claims = newTree(byLabel), newTree(compareSelectors), newTree(compareClaims)
 	v.declared, v.names = newTree(compareDeclared), newTree(compareNames)
+	v.several, v.refused, v.judged = newTree(byPlace), newTree(compareRefusals), &claims{}
 	return v
 }
 
 // derivation is the making of one view from the one before it. Each step looks
 // at what is noted for it, replaces what differs, and notes for the later
 // steps what depends on that; so the order of the steps is that of what
-// depends on what: nodes, networks, endpoints, services.
+// depends on what: claims, nodes, networks, endpoints, services.
 type derivation struct {
 	*View // the view in the making
 	old   *View
@@ -49,6 +50,9 @@ type derivation struct {
 	networks  bool
 	publishes bool
 	contested bool // the conflicts of a kind changed
+	judge     bool // by what claims are judged may have changed
+	refusing  bool // what is refused changed
+	cloned    bool // refused is this view's own
 
 	changed step
 }
@@ -82,6 +86,7 @@ func (v *View) next(sn *Snapshot, edits []edit) *View {
 	d.sort(edits)
 	d.liveness()
 	d.goneNodes()
+	d.claimsStep()
 	d.nodesStep()
 	d.networksStep()
 	d.endpointsStep()
@@ -115,17 +120,19 @@ func (d *derivation) sort(edits []edit) {
 		id := e.new.ID
 		switch id.Kind {
 		case KindNode:
-			d.nodes[id.Owner] = true
+			d.nodes[id.Owner], d.judge = true, true
 			if _, ok := d.old.gone.epochs[id.Owner]; ok {
 				d.gone = true
 			}
 		case KindBlock:
-			d.nodes[id.Owner] = true
+			d.nodes[id.Owner], d.judge = true, true
+		case KindRing:
+			d.judge = true
 		case KindForgotten:
-			d.gone = true
+			d.gone, d.judge = true, true
 			d.nodes[NodeID(id.Key)], d.owners[NodeID(id.Key)] = true, true
 		case KindNetwork:
-			d.networks = true
+			d.networks, d.judge = true, true
 			was, is := local(e.old), local(e.new)
 			if was != is {
 				d.owners[id.Owner], d.servers[id.Owner] = true, true
@@ -186,13 +193,15 @@ func (d *derivation) liveness() {
 		return
 	}
 	for id, l := range d.sn.live {
-		if was, ok := d.live[id]; !ok || was != l {
+		was, ok := d.live[id]
+		if !ok || was != l {
 			d.nodes[id] = true
 		}
+		d.judge = d.judge || was.State != l.State || was.Addr != l.Addr
 	}
 	for id := range d.live {
 		if _, ok := d.sn.live[id]; !ok {
-			d.nodes[id] = true
+			d.nodes[id], d.judge = true, true
 		}
 	}
 	d.live, d.liveRev = d.sn.live, d.sn.liveRev
@@ -232,6 +241,7 @@ func (d *derivation) conflictsStep() {
 	if !maps.Equal(d.marks, d.sn.conflicts) {
 		d.marks, d.contested = d.sn.conflicts, true
 	}
+	d.collectRefusals()
 	if !d.contested {
 		return
 	}
@@ -243,6 +253,7 @@ func (d *derivation) conflictsStep() {
 		list = append(list, c.Conflict)
 	}
 	list = append(list, d.sn.Conflicts()...)
+	list = append(list, conflictsOf(d.Refusals, d.nameOf)...)
 	if !slices.Equal(list, d.Conflicts) {
 		d.Conflicts, d.changed.Conflicts = list, true
 	}

@@ -32,16 +32,19 @@ func (d *derivation) endpointsStep() {
 	if len(d.endpoints) == 0 {
 		return
 	}
-	d.View.endpoints, d.View.byOwner, d.View.labels = d.old.endpoints.clone(), d.old.byOwner.clone(), d.old.labels.clone()
+	d.View.endpoints, d.View.byOwner = d.old.endpoints.clone(), d.old.byOwner.clone()
+	d.View.labels, d.View.several = d.old.labels.clone(), d.old.several.clone()
 	for ref := range d.endpoints {
 		was := d.old.find(ref)
-		is := d.endpoint(ref)
-		if was != nil && is != nil && was.Endpoint == is.Endpoint && was.Serving == is.Serving {
+		is, refusal := d.endpoint(ref)
+		d.refuse(ref.id(), ref.owner, refusal)
+		if was != nil && is != nil && was.Endpoint == is.Endpoint && was.Serving == is.Serving && was.Refused == is.Refused {
 			continue
 		}
 		if was != nil {
 			d.View.endpoints.remove(was)
 			d.View.byOwner.remove(was)
+			d.View.several.remove(was)
 			for label := range was.Labels {
 				d.View.labels.remove(labelled{label, was})
 			}
@@ -50,6 +53,9 @@ func (d *derivation) endpointsStep() {
 		if is != nil {
 			d.View.endpoints.put(is)
 			d.View.byOwner.put(is)
+			if len(is.Addrs) > 1 {
+				d.View.several.put(is)
+			}
 			for label := range is.Labels {
 				d.View.labels.put(labelled{label, is})
 			}
@@ -103,32 +109,49 @@ func (v *View) find(ref endpointRef) *EndpointView {
 	return e
 }
 
-// endpoint makes the view of one endpoint, or nil. A record whose key is not
-// what its value says is none.
-func (d *derivation) endpoint(ref endpointRef) *EndpointView {
+// id returns the ID of the record.
+func (ref endpointRef) id() ID {
+	if ref.lease {
+		return ID{Class: Lease, Kind: KindLease, Key: ref.key}
+	}
+	return ID{Class: Owner, Kind: KindEndpoint, Owner: ref.owner, Key: ref.key}
+}
+
+// endpoint makes the view of one endpoint, or nil, and says what of it is
+// refused. A record whose key is not what its value says is none.
+func (d *derivation) endpoint(ref endpointRef) (*EndpointView, *Refusal) {
 	n := d.nodeByID[ref.owner]
 	if n == nil {
-		return nil
+		return nil, nil
 	}
 	if ref.lease {
 		return d.leased(ref, n)
 	}
-	r := d.sn.tables.get(ID{Class: Owner, Kind: KindEndpoint, Owner: ref.owner, Key: ref.key})
+	r := d.sn.tables.get(ref.id())
 	e, ok := valueOf[Endpoint](r)
 	if !ok || e.ID != ref.key || d.View.gone.Record(r) {
-		return nil
+		return nil, nil
 	}
-	serving := e.Ready && n.Serving
+	v := &EndpointView{Endpoint: e, Owner: r.ID.Owner}
+	refusal := d.judged.endpoint(r, e)
+	if refusal != nil {
+		v.Refused = refusal.Why
+	}
+	v.Serving = e.Ready && n.Serving && n.Refused == "" && refusal == nil
 	if !n.Self && e.Mode != "host" && d.localTo(ref.owner, e.Network) {
-		serving = false // an address that means something on its own node only
+		v.Serving = false // an address that means something on its own node only
 	}
-	return &EndpointView{Endpoint: e, Owner: r.ID.Owner, Serving: serving}
+	return v, refusal
 }
 
-func (d *derivation) leased(ref endpointRef, n *NodeView) *EndpointView {
-	l, ok := valueOf[LeaseValue](d.sn.tables.get(ID{Class: Lease, Kind: KindLease, Key: ref.key}))
+func (d *derivation) leased(ref endpointRef, n *NodeView) (*EndpointView, *Refusal) {
+	r := d.sn.tables.get(ref.id())
+	l, ok := valueOf[LeaseValue](r)
 	if !ok || l.Declined || l.Server != ref.owner || leaseKey(l) != ref.key {
-		return nil
+		return nil, nil
+	}
+	if refusal := d.judged.lease(r, l); refusal != nil {
+		return nil, refusal
 	}
 	return &EndpointView{
 		Endpoint: &Endpoint{
@@ -137,8 +160,8 @@ func (d *derivation) leased(ref endpointRef, n *NodeView) *EndpointView {
 			Addrs: []netip.Addr{l.Addr}, MAC: l.MAC, Kind: EndpointDHCP, Ready: true, Created: l.Granted,
 		},
 		Owner: l.Server, Lease: true,
-		Serving: n.Serving && (n.Self || !d.localTo(l.Server, l.Network)),
-	}
+		Serving: n.Serving && n.Refused == "" && (n.Self || !d.localTo(l.Server, l.Network)),
+	}, nil
 }
 
 func leaseKey(l *LeaseValue) string { return l.Network + "/" + l.Addr.String() }

@@ -17,7 +17,7 @@ func (d *derivation) node(id NodeID) (NodeView, bool) {
 		return NodeView{}, false
 	}
 	live, known := d.sn.live[id]
-	nv := NodeView{ID: id, Node: *n, State: live.State, Since: live.Since, Serving: live.Serving, Flapping: live.Flapping}
+	nv := NodeView{ID: id, Node: *n, State: live.State, Since: live.Since, Serving: live.Serving, Flapping: live.Flapping, Refused: d.judged.node(id)}
 	switch {
 	case id == d.Self:
 		nv.Self, nv.State, nv.Serving = true, Alive, true
@@ -28,7 +28,7 @@ func (d *derivation) node(id NodeID) (NodeView, bool) {
 		nv.Serving = true
 	}
 	for r := range d.sn.tables.scan(ID{Class: Owner, Kind: KindBlock, Owner: id}) {
-		if b, ok := valueOf[Block](r); ok && !d.View.gone.Record(r) {
+		if b, ok := valueOf[Block](r); ok && nv.Refused == "" && !d.View.gone.Record(r) && d.judged.block(r.ID) {
 			nv.Blocks = append(nv.Blocks, *b)
 		}
 	}
@@ -58,7 +58,7 @@ func (d *derivation) nodesStep() {
 		if !there || was == nil {
 			d.servers[id] = true
 		}
-		if !there || was == nil || was.Name != is.Name || was.State != is.State || was.Serving != is.Serving || was.Flapping != is.Flapping {
+		if !there || was == nil || was.Name != is.Name || was.State != is.State || was.Serving != is.Serving || was.Flapping != is.Flapping || was.Refused != is.Refused {
 			d.owners[id] = true
 		}
 		if id == d.Self {

@@ -125,7 +125,9 @@ func (d *derivation) service(key string) (*ServiceView, *Conflict) {
 			break
 		}
 	}
+	id := ID{Kind: KindService, Key: key}
 	if first == nil {
+		d.refuse(id, "", nil)
 		return nil, nil
 	}
 	s := first.val.(*Service)
@@ -143,6 +145,11 @@ func (d *derivation) service(key string) (*ServiceView, *Conflict) {
 		}
 	}
 	if sv.Headless || sv.External != "" {
+		sv.VIP = netip.Addr{}
+	}
+	outside := d.judged.vip(id, &sv.Service, sv.VIP)
+	d.refuse(id, "", outside)
+	if outside != nil {
 		sv.VIP = netip.Addr{}
 	}
 	sv.claim = sv.VIP
@@ -204,10 +211,14 @@ func (d *derivation) backend(sv *ServiceView, e *EndpointView) BackendOf {
 	}
 	switch n := d.nodeByID[e.Owner]; {
 	case e.Serving:
+	case n != nil && n.Refused != "":
+		b.Why = n.Name + " is not what it says: see `nodectl conflicts`"
 	case n != nil && !n.Serving:
 		b.Why = n.Name + " is " + n.State.String()
 	case !e.Ready:
 		b.Why = cmp.Or(e.Why, "endpoint is not ready")
+	case e.Refused != "":
+		b.Why = e.Refused
 	default:
 		b.Why = "its network is local to " + n.Name
 	}

@@ -22,7 +22,7 @@ var viewOptions = gocmp.Options{
 // flat is a view in the form of the reference.
 func flat(v *View) *reference {
 	return &reference{
-		Nodes: v.Nodes, Networks: v.Networks, Publishes: v.Publishes, Names: v.Names, Conflicts: v.Conflicts,
+		Nodes: v.Nodes, Networks: v.Networks, Publishes: v.Publishes, Names: v.Names, Conflicts: v.Conflicts, Refusals: v.Refusals,
 		Endpoints: slices.Collect(v.Endpoints()), Services: slices.Collect(v.Services()),
 	}
 }
@@ -77,9 +77,17 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 	}).Draw(t, "kind"); op.Kind {
 	case KindNode:
 		op.Key = "self"
-		op.Value = Node{Name: pick("n1", "n2", "n3"), BootID: fmt.Sprint(num(2)), Left: num(9) == 0}
+		n := Node{Name: pick("n1", "n2", "n3"), BootID: fmt.Sprint(num(2)), Left: num(9) == 0, Started: int64(num(2))}
+		if num(3) == 0 {
+			n.Advertise = netip.AddrFrom4([4]byte{192, 0, 2, byte(num(1))})
+		}
+		if num(5) == 0 {
+			n.VTEPMAC = any().VTEPMAC()
+		}
+		op.Value = n
 	case KindBlock:
-		b := Block{Network: pick("pods", "lan"), Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(num(3)), 0}), 24)}
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(4 * num(1))}), 30-num(1))
+		b := Block{Network: pick("pods", "lan"), Prefix: p.Masked(), Gen: uint64(num(2))}
 		op.Key, op.Value = b.Network+"/"+b.Prefix.String(), b
 	case KindEndpoint:
 		e := Endpoint{
@@ -135,9 +143,10 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 		l := LeaseValue{Network: pick("pods", "lan"), Addr: addr(), MAC: "02:00:00:00:00:01", Hostname: pick("", "printer"), Server: any(), Declined: num(5) == 0}
 		op.Class, op.Key, op.Value = Lease, l.Network+"/"+l.Addr.String(), l
 	case KindRing:
-		op.Class, op.Key = Ring, "pods/10.244.0.0/16"
-		op.Value = Range{Ring: "pods", RingID: pick("r1", "r2"), Prefix: netip.MustParsePrefix("10.244.0.0/16"), Owner: self}
-		op.Gen = 1
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(4 * num(1))}), 28+num(2)).Masked()
+		r := Range{Ring: pick("pods", "pods", RingServices), RingID: pick("r1", "r1", "r1", "r2"), Prefix: p, Owner: any()}
+		op.Class, op.Key, op.Value = Ring, r.Ring+"/"+p.String(), r
+		op.Gen = uint64(num(2))
 	case KindForgotten:
 		id := any()
 		op.Class, op.Key, op.Value = Cluster, string(id), Forgotten{By: self, Epoch: uint64(num(2)), Name: "n"}
@@ -159,6 +168,11 @@ func (w *world) step(t *rapid.T) {
 		for n := range byte(4) {
 			if st := Liveness(rapid.IntRange(0, 5).Draw(t, "live")); st <= Left {
 				live[testID(n+1)] = Live{State: st, Serving: rapid.Bool().Draw(t, "serving")}
+				if rapid.Bool().Draw(t, "heard") {
+					l := live[testID(n+1)]
+					l.Addr = netip.AddrFrom4([4]byte{192, 0, 2, n & 1})
+					live[testID(n+1)] = l
+				}
 			}
 		}
 		first.SetLiveness(live)
@@ -296,7 +310,7 @@ func checkSince(t *rapid.T, old, v *View) {
 		}
 	}
 	got := &reference{
-		Nodes: old.Nodes, Networks: old.Networks, Publishes: old.Publishes, Names: old.Names, Conflicts: old.Conflicts,
+		Nodes: old.Nodes, Networks: old.Networks, Publishes: old.Publishes, Names: old.Names, Conflicts: old.Conflicts, Refusals: old.Refusals,
 		Endpoints: slices.SortedFunc(maps.Values(endpoints), byPlace), Services: slices.SortedFunc(maps.Values(services), byServiceKey),
 	}
 	for _, x := range []struct {
@@ -305,7 +319,7 @@ func checkSince(t *rapid.T, old, v *View) {
 	}{
 		{c.Nodes, func() { got.Nodes = v.Nodes }}, {c.Networks, func() { got.Networks = v.Networks }},
 		{c.Publishes, func() { got.Publishes = v.Publishes }}, {c.Names, func() { got.Names = v.Names }},
-		{c.Conflicts, func() { got.Conflicts = v.Conflicts }},
+		{c.Conflicts, func() { got.Conflicts, got.Refusals = v.Conflicts, v.Refusals }},
 	} {
 		if x.changed {
 			x.do()

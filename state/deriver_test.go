@@ -10,7 +10,7 @@ import (
 
 func block(i int) Op {
 	p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
-	return Put(Owner, KindBlock, "pods/"+p.String(), Block{"pods", p})
+	return Put(Owner, KindBlock, "pods/"+p.String(), Block{Network: "pods", Prefix: p})
 }
 
 // A snapshot older than all that is kept, and one after more changes than are

@@ -19,31 +19,41 @@ type reference struct {
 	Publishes []Publish
 	Names     []Name
 	Conflicts []Conflict
+	Refusals  []Refusal
 
 	nodeByID map[NodeID]*NodeView
 }
 
 func deriveReference(sn *Snapshot) *reference {
 	v := &reference{nodeByID: map[NodeID]*NodeView{}}
-	v.deriveNodes(sn)
+	c := newClaims(sn, sn.Gone())
+	v.Refusals = slices.Clone(c.found)
+	v.deriveNodes(sn, c)
 	v.deriveNetworks(sn)
-	v.deriveEndpoints(sn)
-	v.deriveServices(sn)
+	v.deriveEndpoints(sn, c)
+	v.deriveServices(sn, c)
 	v.deriveNames(sn)
 	for r, p := range All[Publish](sn) {
 		if r.ID.Owner == sn.self {
 			v.Publishes = append(v.Publishes, *p)
 		}
 	}
+	slices.SortFunc(v.Refusals, inOrder)
 	v.Conflicts = append(v.Conflicts, sn.Conflicts()...)
+	v.Conflicts = append(v.Conflicts, conflictsOf(v.Refusals, func(id NodeID) string {
+		if n := v.nodeByID[id]; n != nil && n.Name != "" {
+			return n.Name
+		}
+		return id.Short()
+	})...)
 	return v
 }
 
-func (v *reference) deriveNodes(sn *Snapshot) {
+func (v *reference) deriveNodes(sn *Snapshot, c *claims) {
 	gone := sn.Gone()
 	for r, n := range All[Node](sn) {
 		live, known := sn.live[r.ID.Owner]
-		nv := NodeView{ID: r.ID.Owner, Node: *n, State: live.State, Since: live.Since, Serving: live.Serving}
+		nv := NodeView{ID: r.ID.Owner, Node: *n, State: live.State, Since: live.Since, Serving: live.Serving, Flapping: live.Flapping, Refused: c.node(r.ID.Owner)}
 		switch {
 		case r.ID.Owner == sn.self:
 			nv.Self, nv.State, nv.Serving = true, Alive, true
@@ -69,7 +79,7 @@ func (v *reference) deriveNodes(sn *Snapshot) {
 		}
 	}
 	for r, b := range All[Block](sn) {
-		if n := v.nodeByID[r.ID.Owner]; n != nil && !gone.Record(&r) {
+		if n := v.nodeByID[r.ID.Owner]; n != nil && n.Refused == "" && !gone.Record(&r) && c.block(r.ID) {
 			n.Blocks = append(n.Blocks, *b)
 		}
 	}
@@ -116,7 +126,7 @@ func (v *reference) deriveNetworks(sn *Snapshot) {
 	}
 }
 
-func (v *reference) deriveEndpoints(sn *Snapshot) {
+func (v *reference) deriveEndpoints(sn *Snapshot, c *claims) {
 	type place struct {
 		owner NodeID
 		name  string
@@ -137,15 +147,24 @@ func (v *reference) deriveEndpoints(sn *Snapshot) {
 		if n == nil || gone.Record(&r) {
 			continue
 		}
-		serving := e.Ready && n.Serving
+		refused := ""
+		if x := c.endpoint(&r, e); x != nil {
+			refused = x.Why
+			v.Refusals = append(v.Refusals, *x)
+		}
+		serving := e.Ready && n.Serving && n.Refused == "" && refused == ""
 		if !n.Self && local[place{r.ID.Owner, e.Network}] && e.Mode != "host" {
 			serving = false // an address that means something on its own node only
 		}
-		v.Endpoints = append(v.Endpoints, &EndpointView{Endpoint: e, Owner: r.ID.Owner, Serving: serving})
+		v.Endpoints = append(v.Endpoints, &EndpointView{Endpoint: e, Owner: r.ID.Owner, Serving: serving, Refused: refused})
 	}
-	for _, l := range All[LeaseValue](sn) {
+	for r, l := range All[LeaseValue](sn) {
 		n := v.nodeByID[l.Server]
 		if l.Declined || n == nil {
+			continue
+		}
+		if x := c.lease(&r, l); x != nil {
+			v.Refusals = append(v.Refusals, *x)
 			continue
 		}
 		v.Endpoints = append(v.Endpoints, &EndpointView{
@@ -155,13 +174,13 @@ func (v *reference) deriveEndpoints(sn *Snapshot) {
 				Addrs: []netip.Addr{l.Addr}, MAC: l.MAC, Kind: EndpointDHCP, Ready: true, Created: l.Granted,
 			},
 			Owner: l.Server, Lease: true,
-			Serving: n.Serving && (n.Self || !local[place{l.Server, l.Network}]),
+			Serving: n.Serving && n.Refused == "" && (n.Self || !local[place{l.Server, l.Network}]),
 		})
 	}
 	slices.SortFunc(v.Endpoints, byPlace)
 }
 
-func (v *reference) deriveServices(sn *Snapshot) {
+func (v *reference) deriveServices(sn *Snapshot, c *claims) {
 	// Declarations by Nodefiles come before those by command, among them the
 	// lowest node ID: the same choice on every node.
 	type decl struct {
@@ -220,6 +239,10 @@ func (v *reference) deriveServices(sn *Snapshot) {
 		if sv.Headless || sv.External != "" {
 			sv.VIP = netip.Addr{}
 		}
+		if x := c.vip(ID{Kind: KindService, Key: key}, &sv.Service, sv.VIP); x != nil {
+			v.Refusals = append(v.Refusals, *x)
+			sv.VIP = netip.Addr{}
+		}
 		v.backends(sn, sv, byNamespace[sv.Namespace], append(slices.Clone(sv.Service.Backends), explicit[key]...))
 		v.Services = append(v.Services, sv)
 	}
@@ -256,10 +279,14 @@ func (v *reference) backends(sn *Snapshot, sv *ServiceView, candidates []*Endpoi
 			}
 			switch n := v.nodeByID[e.Owner]; {
 			case e.Serving:
+			case n != nil && n.Refused != "":
+				b.Why = n.Name + " is not what it says: see `nodectl conflicts`"
 			case n != nil && !n.Serving:
 				b.Why = n.Name + " is " + n.State.String()
 			case !e.Ready:
 				b.Why = cmp.Or(e.Why, "endpoint is not ready")
+			case e.Refused != "":
+				b.Why = e.Refused
 			default:
 				b.Why = "its network is local to " + n.Name
 			}

@@ -77,7 +77,7 @@ func scaleRecords(tb testing.TB, n int) []Record {
 			OnLink: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 		})
 		add(ID{Owner, KindNetwork, id, "pods"}, Network{Name: "pods", Prefix: netip.MustParsePrefix("10.128.0.0/9"), Block: 24, Overlay: OverlayVXLAN, VNI: 1})
-		add(ID{Owner, KindBlock, id, "pods/" + block.String()}, Block{"pods", block})
+		add(ID{Owner, KindBlock, id, "pods/" + block.String()}, Block{Network: "pods", Prefix: block})
 	}
 	for i := range scaleServices {
 		s := Service{Namespace: "apps", Name: fmt.Sprintf("web-%d", i), Selector: map[string]string{"app": fmt.Sprintf("web-%d", i)}, Ports: []ServicePort{{Name: "http", Protocol: "tcp", Port: 80}}}

@@ -3,6 +3,7 @@ package state
 import (
 	"iter"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -44,6 +45,8 @@ type Live struct {
 	// Flapping: it died and came back again and again. It serves, but
 	// services prefer backends elsewhere while there are any.
 	Flapping bool
+	// Addr is where an authenticated stream of it comes from; invalid: there is none.
+	Addr netip.Addr
 }
 
 // Snapshot is the tables at one revision. It is immutable and safe for

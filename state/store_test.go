@@ -101,7 +101,7 @@ func TestWriteIsVisibleToTheNextWrite(t *testing.T) {
 				t.Errorf("write %d sees %d blocks", i, n)
 			}
 			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24)
-			return []Op{Put(Owner, KindBlock, "pods/"+p.String(), Block{"pods", p})}, nil
+			return []Op{Put(Owner, KindBlock, "pods/"+p.String(), Block{Network: "pods", Prefix: p})}, nil
 		})
 		if err != nil {
 			t.Fatal(err)

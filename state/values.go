@@ -33,6 +33,9 @@ type Node struct {
 type Block struct {
 	Network string       `cbor:"1,keyasint"`
 	Prefix  netip.Prefix `cbor:"2,keyasint"`
+	// Gen is the highest generation of the ring's parts that the block lay in
+	// when it was opened; 0: opened by a version that did not say so.
+	Gen uint64 `cbor:"3,keyasint,omitempty"`
 }
 
 // How an endpoint came to be.

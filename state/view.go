@@ -39,6 +39,9 @@ type View struct {
 	Publishes []Publish     // of this node, sorted by key
 	Names     []Name        // sorted by name, type
 	Conflicts []Conflict
+	// Refusals are the claims of records to what is another's. Those that do
+	// not wait are among Conflicts too.
+	Refusals []Refusal
 
 	nodeByID  map[NodeID]*NodeView
 	endpoints tree[*EndpointView] // by network, address, ID
@@ -52,7 +55,10 @@ type View struct {
 	labels           tree[labelled]
 	selectors        tree[selector]
 	claims           tree[claim]
-	declared         tree[*Record] // declarations of services
+	several          tree[*EndpointView] // those with several addresses, by network, address, ID
+	judged           *claims
+	refused          tree[*Refusal] // of endpoints, leases and services
+	declared         tree[*Record]  // declarations of services
 	names            tree[*Record]
 	namespace        map[string]string // of a network's leases
 	gone             Gone
@@ -155,7 +161,10 @@ type NodeView struct {
 	// (dead beyond the hold, or left). Routes stay while it is merely dead.
 	Serving  bool
 	Flapping bool    // serving, but services prefer backends on other nodes
-	Blocks   []Block // sorted by network, prefix
+	Blocks   []Block // sorted by network, prefix; those that are another's left out
+	// Refused says why nothing of the node is programmed: it claims to be what
+	// another node is. Empty: it is what it says.
+	Refused string
 }
 
 // NetworkView is a network as this node uses it.
@@ -171,6 +180,7 @@ type EndpointView struct {
 	Owner   NodeID // the node that it is attached to; for a lease, the server that last renewed it
 	Serving bool   // ready, and its node is serving
 	Lease   bool   // it is a DHCP lease
+	Refused string // why it is not used although it is ready: its address is another node's
 }
 
 // ServiceView is a service with its address and its backends resolved.
