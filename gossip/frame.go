@@ -40,6 +40,7 @@ const (
 	kindRequest   kind = 12
 	kindResponse  kind = 13
 	kindBye       kind = 14
+	kindBucket    kind = 15
 	kindJoinHello kind = 32
 	kindChallenge kind = 33
 	kindProof     kind = 34
@@ -49,7 +50,7 @@ const (
 var kindNames = map[kind]string{
 	kindHello: "hello", kindRefuse: "refuse", kindPing: "ping", kindPong: "pong", kindRoot: "root", kindSame: "same",
 	kindDigest: "digest", kindDeltas: "deltas", kindRecords: "records", kindDone: "done", kindPush: "push",
-	kindRequest: "request", kindResponse: "response", kindBye: "bye",
+	kindRequest: "request", kindResponse: "response", kindBye: "bye", kindBucket: "bucket",
 	kindJoinHello: "join-hello", kindChallenge: "challenge", kindProof: "proof", kindGrant: "grant",
 }
 
@@ -99,15 +100,18 @@ type pong struct {
 
 // root opens an exchange: the hash of heads and buckets.
 type root struct {
-	Sum   []byte `cbor:"1,keyasint"`
-	Fresh bool   `cbor:"2,keyasint,omitempty"`
+	Sum   []byte    `cbor:"1,keyasint"`
+	Fresh bool      `cbor:"2,keyasint,omitempty"`
+	AsOf  state.HLC `cbor:"3,keyasint,omitempty"` // of the snapshot that Sum is of; see extents
+	Whole bool      `cbor:"4,keyasint,omitempty"` // answer with a digest also when equal
 }
 
 // same answers a root that is equal: nothing more to say. Fresh, here and
 // elsewhere, says that the sender has never held all of the tables, so that
 // being equal to it does not count as a full sync.
 type same struct {
-	Fresh bool `cbor:"1,keyasint,omitempty"`
+	Fresh bool      `cbor:"1,keyasint,omitempty"`
+	AsOf  state.HLC `cbor:"2,keyasint,omitempty"`
 }
 
 // digest says what the sender holds. Answer marks the second one of an
@@ -125,6 +129,16 @@ type digest struct {
 	// Parts says what the sender holds of a history in parts that has begun
 	// on this connection: it is to go on from there.
 	Parts []part `cbor:"7,keyasint,omitempty"`
+	// Horizon is the sender's, AsOf that of its snapshot. Behind says that the
+	// sender holds back its shared records until it has those of the peer,
+	// whose horizon is higher. Extents are told in a whole exchange.
+	Horizon state.HLC `cbor:"8,keyasint,omitempty"`
+	AsOf    state.HLC `cbor:"9,keyasint,omitempty"`
+	Behind  bool      `cbor:"10,keyasint,omitempty"`
+	Whole   bool      `cbor:"11,keyasint,omitempty"`
+	Extents []stamp   `cbor:"12,keyasint,omitempty"`
+	// Forgotten is the epoch up to which the sender counts the receiver as forgotten.
+	Forgotten uint64 `cbor:"13,keyasint,omitempty"`
 }
 
 // part is how far a history in parts has come.
@@ -152,6 +166,13 @@ type records struct {
 type done struct {
 	More  bool `cbor:"1,keyasint,omitempty"`
 	Fresh bool `cbor:"2,keyasint,omitempty"`
+	// AsOf is that of the snapshot whose records the receiver now holds, with
+	// the sender's extents in a whole exchange. Caught says that every bucket
+	// in which the receiver differed was sent whole, as of Horizon.
+	AsOf    state.HLC `cbor:"3,keyasint,omitempty"`
+	Extents []stamp   `cbor:"4,keyasint,omitempty"`
+	Caught  bool      `cbor:"5,keyasint,omitempty"`
+	Horizon state.HLC `cbor:"6,keyasint,omitempty"`
 }
 
 // push carries fresh changes. Sent names nodes that need no copy from the receiver.
@@ -255,6 +276,8 @@ func newFrame(k kind) frame {
 		return new(response)
 	case kindBye:
 		return new(bye)
+	case kindBucket:
+		return new(bucket)
 	case kindJoinHello:
 		return new(joinHello)
 	case kindChallenge:

@@ -28,7 +28,7 @@ func allFrames() []frame {
 		&done{More: true},
 		&push{Deltas: []state.Delta{d}, Records: []state.Record{rec}, Sent: []state.NodeID{owner}},
 		&request{ID: 1, Method: "m", Body: []byte("b"), Timeout: 5}, &response{ID: 1, Error: "e"},
-		&bye{},
+		&bye{}, &bucket{Index: 3, Horizon: 9, Records: []state.Record{rec}, Partial: true},
 		&joinHello{Proto: 1, ClusterID: "c", Code: []byte{1}}, &challenge{CA: []byte{1}}, &proof{MAC: []byte{1}},
 		&grant{MAC: []byte{1}, Secret: []byte{2}, ClusterID: "c", RingID: "r", Seeds: []string{"192.0.2.1:7947"}},
 	}

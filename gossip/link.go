@@ -361,7 +361,7 @@ func (l *link) handle(ctx context.Context, f frame) error {
 		l.g.log.Info("peer leaves the cluster", "peer", l.name, "node", l.peer)
 	case *refuse:
 		return l.g.heed(&RefusedError{Code: f.Code, Reason: printable(f.Reason)})
-	case *root, *same, *digest, *deltas, *records, *done, *push:
+	case *root, *same, *digest, *deltas, *records, *done, *push, *bucket:
 		l.replicate(f)
 	}
 	return nil
@@ -409,7 +409,11 @@ func (l *link) startSync() {
 		return // one is under way, and takes its time
 	}
 	l.g.met.rounds.Inc()
-	l.reply([]frame{l.g.rep.start()})
+	f := l.g.rep.start()
+	if r, ok := f.(*root); ok {
+		r.Whole = l.g.rep.extents.whole(l.g.now())
+	}
+	l.reply([]frame{f})
 }
 
 // heardAt returns when the last frame came.

@@ -18,6 +18,10 @@ type Tables interface {
 	MergeFrom(peer state.NodeID, d state.Delta) (int, error)
 	Merge([]state.Record, bool) (int, error)
 	Reissue(state.Mark) (int, error)
+	RaiseHorizon(state.HLC) (int, error)
+	CatchUp(state.HLC) error
+	ReplaceBucket(int, state.HLC, []state.Record, bool) (int, error)
+	Returned(uint64) error
 }
 
 const (
@@ -46,6 +50,8 @@ type replica struct {
 	fresh  func() bool // we have never held all of the tables; nil: we have
 
 	sum atomic.Pointer[rootSum] // of the last snapshot asked for
+
+	extents extents
 }
 
 // rootSum is a root with the revision that it belongs to: at rest peers ask
@@ -70,6 +76,9 @@ type session struct {
 	more    bool         // our last digest held something back
 	pending *pending
 	differs map[state.NodeID]doubt
+	behind  *catching // nil: we are not
+	bucket  *bucket   // still arriving
+	bad     int       // exchanges that prove nothing any more
 }
 
 // outcome is what a frame led to.
@@ -85,7 +94,10 @@ type outcome struct {
 }
 
 // start returns the frame that opens an exchange.
-func (r *replica) start() frame { return &root{Sum: r.root(r.tables.Snapshot()), Fresh: r.isFresh()} }
+func (r *replica) start() frame {
+	sn := r.tables.Snapshot()
+	return &root{Sum: r.root(sn), Fresh: r.isFresh(), AsOf: sn.AsOf()}
+}
 
 func (r *replica) isFresh() bool { return r.fresh != nil && r.fresh() }
 
@@ -105,6 +117,9 @@ func rootOf(sn *state.Snapshot) []byte {
 		h.Write(b)
 	}
 	b = b[:0]
+	if h := sn.Horizon().Before; h != 0 { // peers of older versions have none
+		b = binary.BigEndian.AppendUint64(b, uint64(h))
+	}
 	for _, v := range sn.Buckets() {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
@@ -118,33 +133,72 @@ func (r *replica) handle(s *session, f frame) outcome {
 	switch f := f.(type) {
 	case *root:
 		sn := r.tables.Snapshot()
-		if string(r.root(sn)) == string(f.Sum) {
+		equal := string(r.root(sn)) == string(f.Sum)
+		if equal {
 			o.equal, o.synced, o.proven = true, true, !f.Fresh
-			o.reply = []frame{&same{Fresh: r.isFresh()}}
+			r.proven(s, f.AsOf, nil)
+		}
+		if equal && !f.Whole {
+			o.reply = []frame{&same{Fresh: r.isFresh(), AsOf: sn.AsOf()}}
 		} else {
-			o.reply = []frame{s.digest(sn)}
+			d := s.digest(sn)
+			d.Whole = f.Whole
+			o.reply = []frame{d}
 		}
 	case *same:
 		o.equal, o.synced, o.proven = true, true, !f.Fresh
+		r.proven(s, f.AsOf, nil)
 	case *digest:
 		r.remember(f)
+		r.follow(f, &o)
+		behind := r.behind(r.tables.Snapshot(), s.peer, f)
+		if behind {
+			r.catchUp(s, f, &o)
+		} else {
+			s.behind = nil // caught up through another peer, perhaps
+		}
 		sn := r.tables.Snapshot()
-		reply, more := r.missing(sn, f)
+		reply, more := r.missing(sn, f, behind)
 		if f.Answer {
-			o.synced, o.proven = !f.More, !f.More && !f.Fresh
-			o.reply = append(reply, &done{More: more, Fresh: r.isFresh()})
+			full := !f.More && !f.Behind && !behind
+			o.synced, o.proven = full, full && !f.Fresh
+			if full {
+				r.proven(s, f.AsOf, f.Extents)
+			}
+			end := &done{More: more, Fresh: r.isFresh(), AsOf: sn.AsOf(), Caught: !behind && r.tells(sn, f), Horizon: sn.Horizon().Before}
+			if f.Whole {
+				end.Extents = r.extents.stamps()
+			}
+			o.reply = append(reply, end)
+			if behind {
+				o.reply = append(o.reply, r.start()) // now we know what to ask for
+			}
 		} else {
 			d := s.digest(sn)
-			d.Answer, d.More, d.Fresh = true, more, r.isFresh()
+			d.Answer, d.More, d.Fresh, d.Behind = true, more, r.isFresh(), behind
+			if d.Whole = f.Whole; d.Whole {
+				d.Extents = r.extents.stamps()
+			}
 			s.more = more
 			o.reply = append(reply, d)
 		}
 	case *done:
-		o.synced, o.proven = !f.More, !f.More && !f.Fresh
-		if f.More || s.more {
+		again := f.More || s.more
+		if f.Caught && s.behind != nil {
+			r.caught(s, f, &o)
+			again = true // for what we held back
+		}
+		full := !f.More && s.behind == nil
+		o.synced, o.proven = full, full && !f.Fresh
+		if full {
+			r.proven(s, f.AsOf, f.Extents)
+		}
+		if again {
 			o.reply = []frame{r.start()}
 		}
 		s.more = false
+	case *bucket:
+		r.bucket(s, f, &o)
 	case *deltas:
 		r.deltas(s, f, &o)
 	case *records:
@@ -154,7 +208,15 @@ func (r *replica) handle(s *session, f frame) outcome {
 			o.reply = append(o.reply, r.start())
 		}
 	}
+	if len(o.errs) > 0 {
+		s.bad = badExchanges
+	}
 	return o
+}
+
+// tells reports that the sender of d is sent whole buckets.
+func (r *replica) tells(sn *state.Snapshot, d *digest) bool {
+	return d.Behind && sn.Horizon().Before >= d.Horizon
 }
 
 // remember looks at what a peer holds of this node's own history: it may be
@@ -170,7 +232,7 @@ func (r *replica) remember(d *digest) {
 }
 
 // missing returns frames with what the sender of d lacks, within the budget.
-func (r *replica) missing(sn *state.Snapshot, d *digest) (out []frame, more bool) {
+func (r *replica) missing(sn *state.Snapshot, d *digest, behind bool) (out []frame, more bool) {
 	budget := r.budget
 	if budget == 0 {
 		budget = roundBudget
@@ -182,6 +244,10 @@ func (r *replica) missing(sn *state.Snapshot, d *digest) (out []frame, more bool
 		more = p.unsigned(sn, d, budget)
 	}
 	ours := sn.Buckets()
+	horizon, tells := sn.Horizon().Before, r.tells(sn, d)
+	if behind {
+		return p.finish(), more
+	}
 	if len(d.Buckets) == len(ours) {
 		// Not always from the first: a bucket that cannot converge must not
 		// eat the whole budget each time.
@@ -194,6 +260,10 @@ func (r *replica) missing(sn *state.Snapshot, d *digest) (out []frame, more bool
 			if p.total >= budget {
 				more = true
 				break
+			}
+			if tells {
+				p.whole(i, horizon, sn.Bucket(i))
+				continue
 			}
 			p.records(sn.Bucket(i))
 		}

@@ -73,7 +73,7 @@ func (s *session) digest(sn *state.Snapshot) *digest {
 			s.differs[owner] = doubtAsked
 		}
 	}
-	d := &digest{Heads: heads, Buckets: buckets[:], Signed: true}
+	d := &digest{Heads: heads, Buckets: buckets[:], Signed: true, Horizon: sn.Horizon().Before, AsOf: sn.AsOf(), Forgotten: forgotten(sn, s.peer)}
 	if p := s.pending; p != nil && !p.legacy {
 		d.Parts = []part{{Owner: p.Owner, To: p.To, Replace: p.Replace}}
 	}

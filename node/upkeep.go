@@ -22,6 +22,8 @@ func (n *Node) runUpkeep(ctx context.Context) error {
 	defer leaks.Stop()
 	collect := time.NewTicker(time.Hour)
 	defer collect.Stop()
+	shared := time.NewTicker(10 * time.Minute)
+	defer shared.Stop()
 	missing := n.reclaim(ctx, nil)
 	for {
 		select {
@@ -32,6 +34,10 @@ func (n *Node) runUpkeep(ctx context.Context) error {
 				n.log.Warn("old tombstones not collected", "err", err)
 			} else if c > 0 {
 				n.log.Debug("collected tombstones", "records", c)
+			}
+		case <-shared.C:
+			if err := n.collectShared(ctx); err != nil && ctx.Err() == nil {
+				n.log.Warn("tombstones of shared records not collected", "err", err)
 			}
 		case <-ctx.Done():
 			return nil

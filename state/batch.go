@@ -36,6 +36,7 @@ func (s *Store) publish(b *batch) {
 	}
 	b.next.rev++
 	s.deriver.note(b.next.rev, b.edits)
+	b.next.asOf = s.clock.Next()
 	s.cur.Store(b.next)
 	s.feedsMu.Lock()
 	for f := range s.feeds {
@@ -68,7 +69,7 @@ func (b *batch) put(r *Record) {
 		}
 	}
 	old := b.next.tables.put(r)
-	if r.ID.Class != Owner {
+	if r.ID.counted() {
 		if old != nil {
 			b.next.buckets[r.bucket] ^= recordHash(old)
 		}
@@ -80,6 +81,9 @@ func (b *batch) put(r *Record) {
 
 func (b *batch) remove(r *Record) {
 	b.next.tables.remove(r)
+	if r.ID.counted() {
+		b.next.buckets[r.bucket] ^= recordHash(r)
+	}
 	b.touched = true
 }
 
@@ -170,11 +174,15 @@ func (b *batch) record(op Op, now int64) (*Record, error) {
 	return rec, nil
 }
 
-// merge applies records of the other classes by their order.
-func (b *batch) merge(recs []Record) int {
+// merge applies records of the other classes by their order. What is not held
+// and not newer than limit is left out; see stale.
+func (b *batch) merge(recs []Record, limit HLC) int {
 	n := 0
 	for i := range recs {
 		r := recs[i]
+		if !r.ID.counted() {
+			continue
+		}
 		if !b.s.clock.Observe(r.Version.HLC) {
 			b.s.logger.Warn("record from the future: its writer's clock is wrong",
 				"record", r.ID.String(), "node", string(r.Version.Node), "time", r.Version.HLC.Time())
@@ -185,6 +193,8 @@ func (b *batch) merge(recs []Record) int {
 			if Compare(r.ID.Class, old.Version, r.Version) >= 0 {
 				continue
 			}
+		} else if r.ID.Class != Ring && r.Version.HLC <= limit {
+			continue
 		}
 		b.put(&r)
 		n++

@@ -53,6 +53,7 @@ type Live struct {
 // concurrent use. Records that it returns must not be changed.
 type Snapshot struct {
 	rev       uint64
+	asOf      HLC // see AsOf
 	self      NodeID
 	tables    tables
 	heads     tree[*entry]
@@ -74,7 +75,7 @@ type Snapshot struct {
 // successor returns the beginning of the next snapshot, equal to this one.
 func (sn *Snapshot) successor() *Snapshot {
 	return &Snapshot{
-		rev: sn.rev, self: sn.self, live: sn.live, liveRev: sn.liveRev, buckets: sn.buckets, conflicts: sn.conflicts,
+		rev: sn.rev, asOf: sn.asOf, self: sn.self, live: sn.live, liveRev: sn.liveRev, buckets: sn.buckets, conflicts: sn.conflicts,
 		tables: sn.tables.clone(), heads: sn.heads.clone(), deriver: sn.deriver,
 	}
 }
@@ -169,7 +170,9 @@ func (sn *Snapshot) Buckets() [NumBuckets]uint64 { return sn.buckets }
 func (sn *Snapshot) Bucket(i int) []Record {
 	var out []Record
 	for r := range sn.tables.inBucket(i) {
-		out = append(out, *r)
+		if r.ID.counted() {
+			out = append(out, *r)
+		}
 	}
 	return out
 }

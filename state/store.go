@@ -72,6 +72,7 @@ type Store struct {
 	loaded   Mark
 	began    uint64 // epoch of this run's first own write
 	reissues int
+	catching HLC // see CatchUp; the committer's own
 	// Merged, not yet in the Log; the committer's own.
 	unsaved      []Record
 	unsavedHeads []Head
@@ -86,8 +87,9 @@ type request struct {
 	durable bool
 	live    map[NodeID]Live
 	collect time.Time // tombstones older than this go
-	held    *Mark     // what a peer holds of us; see Reissue
-	doubt   *entry    // does not match its records; see audit
+	step    func(*batch) error
+	held    *Mark  // what a peer holds of us; see Reissue
+	doubt   *entry // does not match its records; see audit
 
 	ctx     context.Context
 	applied int
@@ -151,6 +153,9 @@ func NewStore(o Options) (*Store, error) {
 		// Our wall clock may have been set back since this was written.
 		s.clock.Observe(r.Version.HLC)
 		b.put(&r)
+	}
+	if b.sweep(b.horizon().Before) > 0 { // a crash came between the horizon and what it collects
+		s.undropped = b.drops
 	}
 	for _, h := range o.Heads {
 		e := b.edit(h.Owner)
@@ -332,7 +337,9 @@ func (s *Store) commit(reqs []*request) {
 		case r.delta != nil:
 			r.applied, r.err = b.delta(r.delta)
 		case r.merge != nil:
-			r.applied = b.merge(r.merge)
+			r.applied = b.merge(r.merge, b.stale(r.durable))
+		case r.step != nil:
+			r.err = r.step(b)
 		case r.live != nil:
 			b.next.live, b.next.liveRev = r.live, b.next.rev+1
 			b.touched = true

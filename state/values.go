@@ -279,6 +279,10 @@ func newValue(k Kind) any {
 		return new(Range)
 	case KindForgotten:
 		return new(Forgotten)
+	case KindHorizon:
+		return new(Horizon)
+	case KindSynced:
+		return new(Synced)
 	}
 	return nil
 }
@@ -314,6 +318,10 @@ func kindOf(v any) Kind {
 		return KindRing
 	case *Forgotten, Forgotten:
 		return KindForgotten
+	case *Horizon, Horizon:
+		return KindHorizon
+	case *Synced, Synced:
+		return KindSynced
 	}
 	return ""
 }
