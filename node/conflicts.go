@@ -78,7 +78,37 @@ func (n *Node) conflictList(context.Context) ([]api.Conflict, error) {
 		}
 		out = append(out, a)
 	}
-	return out, nil
+	return append(out, losses(sn, v, time.Now())...), nil
+}
+
+// losses shows what was overwritten by somebody who had not seen it.
+func losses(sn *state.Snapshot, v *state.View, now time.Time) []api.Conflict {
+	var out []api.Conflict
+	for _, l := range sn.Losses(now) {
+		out = append(out, api.Conflict{
+			What: l.ID.String(), Winner: written(v, &l.Winner), Loser: written(v, &l.Loser),
+			Detail:      "written at the same time by nodes that did not hear each other, the later one counts: run the command again that should count",
+			WinnerValue: valueOf(&l.Winner), LoserValue: valueOf(&l.Loser),
+		})
+	}
+	return out
+}
+
+// written says who wrote a version, and when.
+func written(v *state.View, r *state.Record) string {
+	what := ""
+	if r.Deleted {
+		what = ", deleted"
+	}
+	return fmt.Sprintf("%s at %s%s", nodeName(v, r.Version.Node), r.Version.HLC.Time().Format(time.DateTime), what)
+}
+
+func valueOf(r *state.Record) json.RawMessage {
+	b, err := json.Marshal(r.Val())
+	if err != nil || r.Deleted {
+		return nil
+	}
+	return b
 }
 
 // serviceValues finds what was declared differently.

@@ -128,6 +128,10 @@ func (b *batch) write(r *request) error {
 				// on every node all the same.
 				rec.Version.HLC = old.Version.HLC + 1
 			}
+			if rec.ID.Class == Cluster {
+				rec.Base = baseOf(old)
+				b.settled(rec)
+			}
 			if rec.ID.Class != Cluster && rec.Version.Gen == 0 {
 				rec.Version.Gen = 1
 				if old != nil {
@@ -190,6 +194,7 @@ func (b *batch) merge(recs []Record, limit HLC) int {
 		old := b.get(r.ID)
 		if old != nil {
 			b.contest(old, &r)
+			b.compete(old, &r)
 			if Compare(r.ID.Class, old.Version, r.Version) >= 0 {
 				continue
 			}

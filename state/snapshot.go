@@ -61,6 +61,7 @@ type Snapshot struct {
 	live      map[NodeID]Live
 	liveRev   uint64 // the revision at which live was last replaced
 	conflicts map[ID]Conflict
+	losses    []Loss
 
 	deriver *deriver
 	// Of a snapshot inside a Write: what was published before it, and what
@@ -75,7 +76,7 @@ type Snapshot struct {
 // successor returns the beginning of the next snapshot, equal to this one.
 func (sn *Snapshot) successor() *Snapshot {
 	return &Snapshot{
-		rev: sn.rev, asOf: sn.asOf, self: sn.self, live: sn.live, liveRev: sn.liveRev, buckets: sn.buckets, conflicts: sn.conflicts,
+		rev: sn.rev, asOf: sn.asOf, self: sn.self, live: sn.live, liveRev: sn.liveRev, buckets: sn.buckets, conflicts: sn.conflicts, losses: sn.losses,
 		tables: sn.tables.clone(), heads: sn.heads.clone(), deriver: sn.deriver,
 	}
 }

@@ -173,6 +173,10 @@ type Record struct {
 	// Value is the CBOR of the kind's value type. Fields that this version
 	// does not know are kept, because the bytes travel unchanged.
 	Value []byte `cbor:"5,keyasint,omitempty"`
+	// Base is, in a Cluster record, the clock reading of the version that its
+	// writer replaced, 1 when it knew of none; 0: its version does not say. It
+	// has no part in the order.
+	Base HLC `cbor:"6,keyasint,omitempty"`
 
 	val any // decoded once, when the record enters a Store
 }
