@@ -126,6 +126,9 @@ func (r *restorer) run() (*RestoreResult, error) {
 	if err := durable(filepath.Join(r.dir, epochFile), strconv.AppendUint(nil, floor, 10)); err != nil {
 		return nil, err
 	}
+	if err := os.Remove(filepath.Join(r.dir, placeFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove the place of the former tables: %w", err)
+	}
 	if !r.o.Alone {
 		if err := durable(filepath.Join(r.dir, restoredFile), []byte(time.Unix(r.h.Created, 0).Format(time.RFC3339)+"\n")); err != nil {
 			return nil, err

@@ -37,9 +37,18 @@ func (n *Node) mayAllocate() error {
 
 // openRestored looks for the marks that a restore has left.
 func (n *Node) openRestored() {
+	if n.copied() {
+		n.log.Warn("the state directory is a copy that was put back: its tables may be old; if no other node is left, stop the daemon, remove the file restored there and start again",
+			"dir", n.dir)
+		// As after `nodectl restore`: also who made the cluster waits for a peer.
+		n.cluster.Bootstrap, n.cluster.Synced = false, false
+		if err := n.cluster.Save(n.dir); err != nil {
+			n.log.Error("cluster not saved", "err", err)
+		}
+	}
 	if _, err := os.Stat(filepath.Join(n.dir, restoredFile)); err == nil {
 		n.restored.Store(true)
-		n.log.Warn("the state was restored from a snapshot: no addresses are given out before a peer is in sync")
+		n.log.Warn("the state was restored: no addresses are given out before a peer is in sync")
 	}
 }
 
