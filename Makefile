@@ -113,6 +113,9 @@ bench-dns: root go ## the name server beside nsd, knot, unbound, dnsmasq: querie
 	@./bin/bench-dns $(BENCHFLAGS)
 	@go test -run '^$$' -bench ZoneMemory -benchtime 1x ./dns | grep B/name
 
+bench-boot: root go ## how long a cold boot from saved state takes; as root
+	go test -count=1 -v -run '^TestColdBoot$$' ./test/faults | grep 'cold boot'
+
 demo: root build ## three nodes in namespaces, with commentary; as root
 	@./bin/nodectl lab demo
 

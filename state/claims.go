@@ -198,7 +198,7 @@ func (c *claims) resolveRings() {
 	}
 }
 
-// block judges a block by the ring alone. confirmed: by all that is known here
+// ringSays judges a block by the ring alone. confirmed: by all that is known here
 // it is its owner's.
 func (c *claims) ringSays(owner NodeID, b *Block) (r refusal, confirmed bool) {
 	parts, ok := c.rings[b.Network]
