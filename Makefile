@@ -17,7 +17,7 @@ export GOFLAGS := $(strip $(filter-out -buildvcs=false,$(shell go env GOFLAGS 2>
 # The linter's version is that of .ci/deps.
 STATICCHECK := $(firstword $(wildcard bin/staticcheck) staticcheck)
 
-.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench bench-gossip bench-dns soak demo clean help root go deps
+.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench bench-gossip bench-dns bench-boot soak demo clean help root go deps
 
 build: go ## build ./bin/nodectl
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/nodectl ./cmd/nodectl

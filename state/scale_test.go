@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"fmt"
 	"net/netip"
@@ -23,17 +24,19 @@ const (
 	scaleBackends = 10
 )
 
-func scaleID(i int) NodeID {
+func scaleKey(i int) ed25519.PublicKey {
 	sum := sha256.Sum256(fmt.Append(nil, "node ", i))
-	return NodeID(nodeIDEncoding.EncodeToString(sum[:16]))
+	return sum[:]
 }
 
+func scaleID(i int) NodeID { return NodeIDFromKey(scaleKey(i)) }
+
 func scaleEndpoint(i int, ready bool) Endpoint {
-	app := i / scaleBackends
+	app, node := i/scaleBackends, i%scaleNodes
 	return Endpoint{
 		ID: fmt.Sprintf("%064x/eth0", i), Network: "pods", Namespace: "apps", Name: fmt.Sprintf("web-%d-7d4b9c6f5-%05d", app, i),
 		Labels: map[string]string{"app": fmt.Sprintf("web-%d", app), "tier": "frontend", "pod-template-hash": fmt.Sprintf("7d4b9c6f5%d", app%7)},
-		Addrs:  []netip.Addr{netip.AddrFrom4([4]byte{10, byte(128 + i>>16), byte(i >> 8), byte(i)})},
+		Addrs:  []netip.Addr{netip.AddrFrom4([4]byte{10, byte(128 + node>>8), byte(node), byte(2 + i/scaleNodes)})},
 		MAC:    fmt.Sprintf("02:00:00:%02x:%02x:%02x", byte(i>>16), byte(i>>8), byte(i)),
 		Ports:  []Port{{Name: "http", Protocol: "tcp", Port: 8080}, {Name: "metrics", Protocol: "tcp", Port: 9090}},
 		Kind:   EndpointCNI, Ready: ready, Created: 1760000000, HostIf: fmt.Sprintf("nn%08x", i),
@@ -73,7 +76,7 @@ func scaleRecords(tb testing.TB, n int) []Record {
 		id := scaleID(i)
 		block := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(128 + i>>8), byte(i), 0}), 24)
 		add(ID{Owner, KindNode, id, "self"}, Node{
-			Name: fmt.Sprintf("node%04d", i), Advertise: netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)}), PublicKey: make([]byte, 32), VTEPMAC: id.VTEPMAC(),
+			Name: fmt.Sprintf("node%04d", i), Advertise: netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)}), PublicKey: scaleKey(i), VTEPMAC: id.VTEPMAC(),
 			OnLink: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 		})
 		add(ID{Owner, KindNetwork, id, "pods"}, Network{Name: "pods", Prefix: netip.MustParsePrefix("10.128.0.0/9"), Block: 24, Overlay: OverlayVXLAN, VNI: 1})
