@@ -139,7 +139,7 @@ func talk(t *testing.T, a, b *party) (errs []error) {
 	}
 	queue := []post{{b, a, a.start()}}
 	for n := 0; len(queue) > 0; n++ {
-		if n > 2000 {
+		if n > 10_000 {
 			t.Fatal("the exchange does not end")
 		}
 		p := queue[0]

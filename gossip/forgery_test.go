@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -90,6 +91,37 @@ func TestDamagedReplicaIsMended(t *testing.T) {
 		t.Errorf("refused %v, forged %d; want one ErrDiffers and no forgery", errs, damaged.forged)
 	}
 	agree(t, damaged, owner, owner)
+}
+
+// TestLiarThatAlwaysHasMore: an exchange with a peer whose records are all
+// refused ends, however much more it says to have.
+func TestLiarThatAlwaysHasMore(t *testing.T) {
+	liar, victim := newParty(t, state.Options{}), newParty(t, state.Options{})
+	for range 3 {
+		owner := newParty(t, state.Options{})
+		owner.fill(t, 5)
+		clean(t, talk(t, liar, owner))
+	}
+	liar.rep.budget, liar.rep.chunk = 1, 1
+	liar.tamper = tampering(func(d *state.Delta) {
+		if len(d.Records) > 0 {
+			d.Records[0].Value = oldValue
+		}
+	})
+	for _, first := range []*party{victim, liar} {
+		other := map[*party]*party{victim: liar, liar: victim}[first]
+		if errs := talk(t, first, other); len(errs) == 0 {
+			t.Error("nothing was refused")
+		}
+	}
+	// It is still heard, at the pace of regular exchanges, should it reform.
+	liar.tamper = nil
+	for n := 0; !bytes.Equal(rootOf(victim.store.Snapshot()), rootOf(liar.store.Snapshot())); n++ {
+		if n == 20 {
+			t.Fatalf("not equal after %d honest exchanges", n)
+		}
+		talk(t, victim, liar)
+	}
 }
 
 // TestConvergenceDespiteLies: whatever a liar among the relays does, honest

@@ -30,6 +30,10 @@ const (
 	chunkRecords  = 512
 	forwardLimit  = 256 // records: more than that is left to anti-entropy
 	maxPendingSet = 64 << 20
+	// maxIdle is how many exchanges of a connection follow one another at once
+	// although neither side gets anything new of the other: more than enough
+	// for a history in parts, of which nothing is applied before its end.
+	maxIdle = 2 * maxPendingSet / roundBudget
 )
 
 // replica is the replication protocol without sockets: frames in, frames
@@ -42,7 +46,10 @@ const (
 //	A ◄─ deltas, records ─────  B     what A lacks
 //	A ◄─ done ────────────────  B     now A holds all that B had
 //
-// A side that exceeds its budget says More, and A begins again.
+// A side that exceeds its budget says More, and A begins again: at once, but
+// only maxIdle times when that leads nowhere. What a peer sends may be refused
+// again and again, or refused by it. From then on there is one exchange a
+// SyncInterval, until one of them leads somewhere.
 type replica struct {
 	tables Tables
 	budget int         // bytes; 0: roundBudget
@@ -76,9 +83,18 @@ type session struct {
 	more    bool         // our last digest held something back
 	pending *pending
 	differs map[state.NodeID]doubt
-	behind  *catching // nil: we are not
-	bucket  *bucket   // still arriving
-	bad     int       // exchanges that prove nothing any more
+	behind  *catching         // nil: we are not
+	bucket  *bucket           // still arriving
+	bad     int               // exchanges that prove nothing any more
+	theirs  [sha256.Size]byte // tables of the peer, as its last digest told
+	idle    int               // exchanges begun since either side got anything new
+}
+
+// progress looks whether the peer has got anything new since its last digest.
+func (s *session) progress(d *digest) {
+	if sum := sumOf(d.Heads, d.Buckets, d.Horizon); sum != s.theirs {
+		s.theirs, s.idle = sum, 0
+	}
 }
 
 // outcome is what a frame led to.
@@ -104,9 +120,15 @@ func (r *replica) isFresh() bool { return r.fresh != nil && r.fresh() }
 // rootOf is the hash of everything that two equal replicas agree on. Floors
 // are not part of it: each replica collects tombstones in its own time.
 func rootOf(sn *state.Snapshot) []byte {
+	buckets := sn.Buckets()
+	sum := sumOf(sn.Heads(), buckets[:], sn.Horizon().Before)
+	return sum[:]
+}
+
+func sumOf(heads []state.Head, buckets []uint64, horizon state.HLC) (sum [sha256.Size]byte) {
 	h := sha256.New()
 	var b []byte
-	for _, hd := range sn.Heads() {
+	for _, hd := range heads {
 		if hd.Mark == (state.Mark{}) {
 			continue
 		}
@@ -117,14 +139,15 @@ func rootOf(sn *state.Snapshot) []byte {
 		h.Write(b)
 	}
 	b = b[:0]
-	if h := sn.Horizon().Before; h != 0 { // peers of older versions have none
-		b = binary.BigEndian.AppendUint64(b, uint64(h))
+	if horizon != 0 { // peers of older versions have none
+		b = binary.BigEndian.AppendUint64(b, uint64(horizon))
 	}
-	for _, v := range sn.Buckets() {
+	for _, v := range buckets {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
 	h.Write(b)
-	return h.Sum(nil)
+	h.Sum(sum[:0])
+	return sum
 }
 
 // handle takes one frame of the replication part of the protocol.
@@ -157,6 +180,7 @@ func (r *replica) handle(s *session, f frame) outcome {
 		} else {
 			s.behind = nil // caught up through another peer, perhaps
 		}
+		s.progress(f)
 		sn := r.tables.Snapshot()
 		reply, more := r.missing(sn, f, behind)
 		if f.Answer {
@@ -194,7 +218,9 @@ func (r *replica) handle(s *session, f frame) outcome {
 			r.proven(s, f.AsOf, f.Extents)
 		}
 		if again {
-			o.reply = []frame{r.start()}
+			if s.idle++; s.idle <= maxIdle {
+				o.reply = []frame{r.start()}
+			}
 		}
 		s.more = false
 	case *bucket:
@@ -207,6 +233,9 @@ func (r *replica) handle(s *session, f frame) outcome {
 		if r.apply(s, f, &o) {
 			o.reply = append(o.reply, r.start())
 		}
+	}
+	if o.applied > 0 {
+		s.idle = 0
 	}
 	if len(o.errs) > 0 {
 		s.bad = badExchanges
