@@ -47,6 +47,8 @@ test: root go deps ## everything CI runs: lint, unit tests, end to end; as root
 	@./.ci/gotest -race -count=1 -timeout 10m $$(go list ./... | grep -v '/test/' | grep -v '/test$$') ./test/arch
 	@echo '== address space, long'
 	@./.ci/gotest -count=1 -timeout 5m ./ipam -run TestCluster -rapid.checks=2000 -rapid.steps=60
+	@echo '== memory of a large cluster'
+	@./.ci/gotest -count=1 -timeout 5m ./state -run '^TestHeapOfALargeCluster$$'
 	@echo '== simulated clusters, $(SIM_SEEDS) seeds'
 	@./.ci/gotest -count=1 -timeout 15m ./gossip -run '^TestSim$$' -sim.seeds=$(SIM_SEEDS)
 	@$(MAKE) --no-print-directory test-e2e

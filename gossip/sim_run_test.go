@@ -36,6 +36,7 @@ var (
 
 const (
 	simDefaultSeeds  = 30
+	simRaceSeeds     = 10 // with the race detector; `make test` runs many without
 	simDefaultRounds = 2
 	// simTLSPart: one seed of so many runs with real TLS, the others over plainConn.
 	simTLSPart = 8
@@ -46,6 +47,9 @@ func TestSim(t *testing.T) {
 	count := *simSeeds
 	if count == 0 {
 		count = simDefaultSeeds
+		if raceEnabled {
+			count = simRaceSeeds
+		}
 		if testing.Short() {
 			count = 4
 		}

@@ -237,7 +237,7 @@ func TestReplacementLargerThanQueue(t *testing.T) {
 	l := newLab(t)
 	secret := NewSecret()
 	a := l.node("node1", nodeOpts{cluster: NewCluster("prod"), secret: secret})
-	const n, size = 400, 60 << 10 // 24 MB
+	const n, size = 300, 60 << 10 // 18 MB
 	for i := range n {
 		a.write(state.Put(state.Owner, state.KindName, fmt.Sprintf("n%d A", i), state.Name{Name: fmt.Sprint("n", i), Type: "A", Target: strings.Repeat("x", size)}))
 	}

@@ -188,8 +188,8 @@ func heap() uint64 {
 // nodes with 100 endpoints each, and where that goes. With -v it prints the
 // table.
 func TestHeapOfALargeCluster(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds a cluster of 100 000 endpoints")
+	if testing.Short() || raceEnabled {
+		t.Skip("builds a cluster of 100 000 endpoints, and what it takes without the race detector is what counts")
 	}
 	const n, limit = 100_000, 150 << 20
 	empty := heap()
