@@ -60,7 +60,8 @@ type Status struct {
 	Started    int64             `json:"started"` // Unix seconds
 	Cluster    string            `json:"cluster"`
 	ClusterID  string            `json:"clusterId"`
-	Stale      bool              `json:"stale"` // answering from saved state: no peer heard since start
+	Stale      bool              `json:"stale"`                // answering from saved state: no peer heard since start
+	StaleSince int64             `json:"staleSince,omitempty"` // Unix seconds; 0: not stale
 	Synced     bool              `json:"synced"`
 	Revision   uint64            `json:"revision"`
 	Peers      []Peer            `json:"peers"`

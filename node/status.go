@@ -33,7 +33,10 @@ func (n *Node) status(context.Context) (*api.Status, error) {
 		Cluster: g.Cluster, ClusterID: g.ClusterID, Revision: v.Rev,
 		Services: n.services(v),
 	}
-	s.Synced, s.Stale = g.Synced, !g.Heard && g.Known > 0
+	s.Synced = g.Synced
+	if s.Stale = !g.Heard && g.Known > 0; s.Stale {
+		s.StaleSince = n.started.Unix()
+	}
 	s.Peers = n.peers(v)
 	for i := range v.Networks {
 		s.Networks = append(s.Networks, n.networkStatus(sn, v, &v.Networks[i]))

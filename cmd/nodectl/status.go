@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
@@ -38,7 +39,7 @@ func writeStatus(w io.Writer, st *api.Status, now time.Time) error {
 	head := fmt.Sprintf("%s  up %s  %s", st.Node, age(now, st.Started), clusterLine(st))
 	fmt.Fprintf(w, "%-66s  revision %d, applied %d\n", head, st.Revision, applied(st))
 	if st.Stale {
-		fmt.Fprintln(w, "stale: answering from the state saved on disk, no peer heard since the start")
+		fmt.Fprintf(w, "stale since %s: answering from saved state, no peer heard\n", clock(now, cmp.Or(st.StaleSince, st.Started)))
 	}
 	if !st.Synced {
 		fmt.Fprintln(w, "not synced: waiting for a first full sync with a peer before giving out addresses")
@@ -70,6 +71,15 @@ func writeStatus(w io.Writer, st *api.Status, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// clock is the time of day, with the date when it was another day.
+func clock(now time.Time, unix int64) string {
+	t := time.Unix(unix, 0).In(now.Location())
+	if t.Format(time.DateOnly) == now.Format(time.DateOnly) {
+		return t.Format(time.TimeOnly)
+	}
+	return t.Format(time.DateTime)
 }
 
 func clusterLine(st *api.Status) string {

@@ -16,7 +16,7 @@ import (
 )
 
 // now is when the goldens were looked at; ago dates things before it.
-var now = time.Unix(1_700_000_000, 0)
+var now = time.Unix(1_700_000_000, 0).UTC()
 
 func before(d time.Duration) int64 { return now.Add(-d).Unix() }
 
@@ -79,10 +79,18 @@ func testStatus() *api.Status {
 	}
 }
 
+func TestClock(t *testing.T) {
+	for ago, want := range map[time.Duration]string{10 * time.Minute: "22:03:20", 26 * time.Hour: "2023-11-13 20:13:20"} {
+		if got := clock(now, before(ago)); got != want {
+			t.Errorf("%s ago: %s, want %s", ago, got, want)
+		}
+	}
+}
+
 func TestStatusScreen(t *testing.T) {
 	for name, st := range map[string]*api.Status{
 		"status": testStatus(),
-		"status-alone": {Node: "n", Started: before(26 * time.Hour), Cluster: "nodenet", Stale: true, Revision: 3,
+		"status-alone": {Node: "n", Started: before(26 * time.Hour), Cluster: "nodenet", Stale: true, StaleSince: before(26 * time.Hour), Revision: 3,
 			Subsystems: []api.SubsystemStatus{{Name: "dns", OK: true, Desired: 3, Applied: 3, Detail: "10.96.0.10:53"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
