@@ -270,7 +270,7 @@ func (n *Node) run(ctx context.Context) error {
 		"version", n.opts.Version, "advertise", n.local.Advertise, "state", n.dir)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, t := range []task{
-		{"gossip", n.gossip.Run},
+		{"gossip", n.afterSaved(n.gossip.Run)},
 		{"overlay", n.overlay.Run},
 		{"lb", n.lb.Run},
 		{"dns", n.dns.Run},

@@ -30,7 +30,7 @@ func (n *Node) runSync(ctx context.Context) error {
 	defer tick.Stop()
 	check := time.NewTicker(checkTick)
 	defer check.Stop()
-	if _, ok := state.Lookup[state.Node](n.store.Snapshot(), state.ID{Class: state.Owner, Kind: state.KindNode, Owner: n.self, Key: "self"}); !ok {
+	if !n.saved() {
 		// Nothing of our own was saved: a first start, or the state was lost.
 		// The kernel may still carry workloads that only the peers remember,
 		// so it is left alone until they had their chance to tell.
@@ -191,19 +191,22 @@ func (n *Node) scopes(v *state.View) dhcp.Scopes {
 // settle waits until the parts that a workload depends on hold revision rev,
 // so that when a verb returns its effect is there to be used. A part that is
 // in trouble does not hold the verb up for longer than settleWait.
-func (n *Node) settle(ctx context.Context, rev uint64) {
-	ctx, cancel := context.WithTimeout(ctx, settleWait)
+func (n *Node) settle(ctx context.Context, rev uint64) { n.settled(ctx, rev, settleWait) }
+
+// settled waits as settle does, for limit at most, and reports whether they do.
+func (n *Node) settled(ctx context.Context, rev uint64, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		if n.applied() >= rev {
-			return
+			return true
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
 }
