@@ -5,7 +5,7 @@ PREFIX  ?= /usr
 SYSCONF ?= /etc
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10s
-SIM_SEEDS ?= 2000
+SIM_SEEDS ?= 1200
 SOAK ?= 30m
 FIG_NODES ?= 300
 # sudo's PATH lacks the place where Go's archive unpacks to, and a user's on

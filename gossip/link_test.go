@@ -193,19 +193,6 @@ func TestStrangersAreBounded(t *testing.T) {
 	io.ReadAll(raw)
 }
 
-// Beyond a small cluster each node keeps links to some, and all is known to all.
-func TestPartialMesh(t *testing.T) {
-	l := newLab(t)
-	ns := l.cluster(maxMesh + 4)
-	for i, n := range ns {
-		n.write(name(fmt.Sprintf("host%d", i)))
-	}
-	l.equal(ns...)
-	l.allAlive(ns...)
-	ns[3].write(name("fresh"))
-	l.equal(ns...)
-}
-
 func TestMetricNames(t *testing.T) {
 	l := newLab(t)
 	reg := prometheus.NewPedanticRegistry()

@@ -76,6 +76,36 @@ func (s *sim) isolate(n *simNode) {
 	s.cut(cutAll, func(i, j int) bool { return i == n.i || j == n.i })
 }
 
+// Beyond a small cluster each node keeps links to some, and all is known to all.
+func TestPartialMesh(t *testing.T) {
+	simulate(t, 12, maxMesh+4, func(s *sim) {
+		write := func(n *simNode, what string) {
+			if _, err := n.store.Write(context.Background(), func(*state.Snapshot) ([]state.Op, error) { return []state.Op{name(what)}, nil }); err != nil {
+				s.violated("%s: write: %v", n.name, err)
+			}
+		}
+		for i, n := range s.nodes {
+			write(n, fmt.Sprintf("host%d", i))
+		}
+		s.settle()
+		all := len(s.nodes) * (len(s.nodes) - 1)
+		s.eventually(5*time.Minute, "the links are fewer than those of a full mesh", func() bool {
+			links := 0
+			for _, n := range s.nodes {
+				links += len(n.g.someLinks())
+			}
+			return links < all
+		})
+		write(s.nodes[3], "fresh")
+		s.settle()
+		for _, n := range s.nodes {
+			if k := count(state.All[state.Name](n.store.Snapshot())); k != len(s.nodes)+1 {
+				s.violated("%s has %d names, want %d", n.name, k, len(s.nodes)+1)
+			}
+		}
+	})
+}
+
 // A node that restarts joins under its new epoch before memberlist gives its
 // old epoch up. That late leave must change nothing; streams, which would
 // hide it, are cut.
