@@ -10,7 +10,7 @@ import (
 // bootWait bounds how long a start keeps from the network until the saved
 // state is served. It takes a few tens of milliseconds where nothing is wrong;
 // a kernel or a port that is in trouble must not keep the node out of its cluster.
-const bootWait = 250 * time.Millisecond
+const bootWait = 500 * time.Millisecond
 
 // saved reports whether the tables hold what this node last said of itself:
 // they are then what it served when it was last up.
