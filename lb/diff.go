@@ -202,50 +202,56 @@ func (o *Ops) addBuckets(prefix, set string, old, now classes, chain func(int) C
 }
 
 func (o *Ops) diffServices(cls, slot Set, old, now []Service) {
-	c, s := SetOp{Family: "inet", Set: cls}, SetOp{Family: "inet", Set: slot}
-	one := func(a, b *Service) {
-		na, nb := len(a.Backends), len(b.Backends)
-		if na != nb {
-			if na > 0 {
-				c.Del = append(c.Del, a.classElem(na))
-			}
-			if nb > 0 {
-				c.Add = append(c.Add, b.classElem(nb))
-			}
-		}
-		for i := range max(na, nb) {
-			if i < na && i < nb && a.Backends[i] == b.Backends[i] {
-				continue
-			}
-			if i < na {
-				s.Del = append(s.Del, a.slotElem(i))
-			}
-			if i < nb {
-				s.Add = append(s.Add, b.slotElem(i))
-			}
-		}
-	}
+	d := slotDiff{cls: SetOp{Family: "inet", Set: cls}, slot: SetOp{Family: "inet", Set: slot}}
 	i, j := 0, 0
 	for i < len(old) || j < len(now) {
 		switch {
 		case j == len(now) || i < len(old) && compareService(old[i], now[j]) < 0:
-			gone := old[i]
-			gone.Backends = nil
-			one(&old[i], &gone)
+			d.change(&old[i], old[i].Backends, nil)
 			i++
 		case i == len(old) || compareService(old[i], now[j]) > 0:
-			fresh := now[j]
-			fresh.Backends = nil
-			one(&fresh, &now[j])
+			d.change(&now[j], nil, now[j].Backends)
 			j++
 		default:
-			one(&old[i], &now[j])
+			d.change(&now[j], old[i].Backends, now[j].Backends)
 			i, j = i+1, j+1
 		}
 	}
-	for _, op := range []SetOp{s, c} {
+	o.add(d.slot, d.cls)
+}
+
+// add appends the operations that do something.
+func (o *Ops) add(ops ...SetOp) {
+	for _, op := range ops {
 		if len(op.Del)+len(op.Add) > 0 {
 			o.Sets = append(o.Sets, op)
+		}
+	}
+}
+
+// slotDiff collects what changes in a pair of maps, class and slots.
+type slotDiff struct{ cls, slot SetOp }
+
+// change leads from one list of slots of a service to another.
+func (d *slotDiff) change(s *Service, old, now []netip.AddrPort) {
+	k := s.key()
+	if len(old) != len(now) {
+		if len(old) > 0 {
+			d.cls.Del = append(d.cls.Del, classElem(k, len(old)))
+		}
+		if len(now) > 0 {
+			d.cls.Add = append(d.cls.Add, classElem(k, len(now)))
+		}
+	}
+	for i := range max(len(old), len(now)) {
+		if i < len(old) && i < len(now) && old[i] == now[i] {
+			continue
+		}
+		if i < len(old) {
+			d.slot.Del = append(d.slot.Del, slotElem(k, i, old[i]))
+		}
+		if i < len(now) {
+			d.slot.Add = append(d.slot.Add, slotElem(k, i, now[i]))
 		}
 	}
 }

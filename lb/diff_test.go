@@ -55,7 +55,8 @@ type fakeKernel struct {
 	tables map[string]*Observed
 	gen    uint32
 	fail   error
-	calls  int // Apply
+	calls  int  // Apply
+	late   bool // fail comes after the transaction, as when the answer is lost
 }
 
 func (f *fakeKernel) with(do func()) { f.mu.Lock(); defer f.mu.Unlock(); do() }
@@ -98,7 +99,7 @@ func (f *fakeKernel) Apply(o Ops) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls++
-	if f.fail != nil {
+	if f.fail != nil && !f.late {
 		return f.fail
 	}
 	f.gen++
@@ -133,7 +134,7 @@ func (f *fakeKernel) Apply(o Ops) error {
 		slices.SortFunc(els, func(a, b Elem) int { return strings.Compare(a.Key, b.Key) })
 		f.tables[s.Family].Elems[s.Set.Name] = els
 	}
-	return nil
+	return f.fail
 }
 
 // TestDiffAgrees: whatever sequence of tables is applied, step by step or
@@ -271,31 +272,31 @@ func TestRun(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- b.Run(ctx) }()
-		table := func(rev uint64, backends ...string) Table {
-			return Derive(state.NewView(state.View{Rev: rev}, nil, []*state.ServiceView{svc("u", "10.96.0.25", "udp", 53, 30053, backends...)}), testLocal())
+		set := func(rev uint64, backends ...string) {
+			b.Set(state.NewView(state.View{Rev: rev}, nil, []*state.ServiceView{svc("u", "10.96.0.25", "udp", 53, 30053, backends...)}), testLocal())
 		}
-		b.Set(table(1))
+		set(1)
 		synctest.Wait()
 		if s := b.Status(); !s.OK || s.Applied != 1 || !strings.HasPrefix(s.Detail, "1 service, 0 backends, applied ") {
 			t.Errorf("status %+v", s)
 		}
-		b.Set(table(2, "10.244.0.2:53"))
+		set(2, "10.244.0.2:53")
 		synctest.Wait()
-		b.Set(table(3, "10.244.0.2:53", "10.244.0.3:53"))
+		set(3, "10.244.0.2:53", "10.244.0.3:53")
 		synctest.Wait()
 		want := flushes{"udp invalid IP:30053", "udp 10.96.0.25:53"}
 		if diff := cmp.Diff(want, *ct); diff != "" {
 			t.Errorf("conntrack after none → one → two (-want +got):\n%s", diff)
 		}
 		*ct = nil
-		b.Set(table(4, "10.244.0.3:53"))
+		set(4, "10.244.0.3:53")
 		synctest.Wait()
 		if diff := cmp.Diff(want, *ct); diff != "" {
 			t.Errorf("conntrack after two → one (-want +got):\n%s", diff)
 		}
 
 		calls := k.applies()
-		b.Set(table(5, "10.244.0.3:53"))
+		set(5, "10.244.0.3:53")
 		time.Sleep(time.Minute) // virtual: polls and slow ticks
 		synctest.Wait()
 		if k.applies() != calls || b.Status().Applied != 5 {
@@ -303,7 +304,7 @@ func TestRun(t *testing.T) {
 		}
 
 		k.with(func() { k.fail = fmt.Errorf("set: %w", errNoPermission) })
-		b.Set(table(6))
+		set(6)
 		synctest.Wait()
 		if s := b.Status(); s.OK || s.Applied != 5 || s.Desired != 6 || !strings.Contains(s.Fix, "CAP_NET_ADMIN") {
 			t.Errorf("status of a failure %+v", s)
@@ -335,7 +336,7 @@ func TestRun(t *testing.T) {
 		for _, f := range families {
 			names = append(names, f.GetName())
 		}
-		if diff := cmp.Diff([]string{"nodenet_lb_applies_total", "nodenet_lb_apply_seconds", "nodenet_lb_backends", "nodenet_lb_operations_total", "nodenet_lb_repairs_total", "nodenet_lb_services"}, names); diff != "" {
+		if diff := cmp.Diff([]string{"nodenet_lb_applies_total", "nodenet_lb_apply_seconds", "nodenet_lb_backends", "nodenet_lb_disagreements_total", "nodenet_lb_operations_total", "nodenet_lb_repairs_total", "nodenet_lb_services"}, names); diff != "" {
 			t.Errorf("metrics (-want +got):\n%s", diff)
 		}
 	})

@@ -35,11 +35,11 @@ type forwardDrops interface {
 // the ruleset changed and on the slow tick.
 func (b *LB) lookAround() {
 	k, ok := b.opt.Kernel.(forwardDrops)
-	if !ok || b.applied == nil {
+	if !ok || b.book == nil {
 		return
 	}
 	var devices []string
-	for _, br := range b.applied.Bridges {
+	for _, br := range b.book.frame.Bridges {
 		devices = append(devices, br.Name)
 	}
 	var drops []ForwardDrop

@@ -16,7 +16,12 @@
 // Table bridge nodenet lifts the replies of local backends into the IP stack
 // when the client sits on the same bridge; see README.md.
 //
-//	state.View ─► Derive ─► Table ─► Set ─► diff with what the kernel has ─► one transaction
+// What the kernel has is kept as a book, service by service, so that a change
+// costs what changed; at the start, and when networks change, everything is
+// looked at.
+//
+//	state.View ─► Since ─► the services that changed ─► book ─► elements ─► one transaction
+//	          └─► all ─► Table ─► diff with what the kernel has ────────┘
 package lb
 
 import (
@@ -29,6 +34,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"nodenet/state"
 )
 
 // Conntrack forgets flows, so that a UDP client whose flow was pinned to a
@@ -59,7 +66,13 @@ type Status struct {
 	Warnings         []string
 }
 
-// LB keeps the kernel equal to the newest Table. All methods are safe for
+// wish is what a table is derived from.
+type wish struct {
+	v *state.View
+	l Local
+}
+
+// LB keeps the kernel equal to what the newest view asks for. All methods are safe for
 // concurrent use.
 type LB struct {
 	opt    Options
@@ -69,21 +82,23 @@ type LB struct {
 	loop   *loopback
 	opened bool // the kernel handle is ours to close
 
-	mu      sync.Mutex
-	desired *Table
-	status  Status
-	took    time.Duration
-	changed time.Time // when the kernel was last changed
-	drops   []ForwardDrop
+	mu       sync.Mutex
+	desired  *wish
+	sizes    [2]int // services and backends of the newest table
+	status   Status
+	warnings []string  // of the book; never changed in place
+	changed  time.Time // when the kernel was last changed
+	drops    []ForwardDrop
 
 	// Owned by Run.
-	applied  *Table // nil: unknown, observe first
+	book     *book  // as the kernel is; nil: unknown, observe first
 	expected uint32 // generation of the ruleset after our last transaction
 }
 
 const (
 	pollEvery  = 500 * time.Millisecond // how soon a foreign change is noticed
 	tickEvery  = 30 * time.Second
+	checkEvery = 10 * time.Minute // how often the book is compared with one from scratch
 	backoffMin = 100 * time.Millisecond
 	backoffMax = 10 * time.Second
 )
@@ -112,11 +127,13 @@ func New(o Options) (*LB, error) {
 	return b, nil
 }
 
-// Set replaces the desired table. It never blocks.
-func (b *LB) Set(t Table) {
+// Set says what to balance from now on. It never blocks. What it costs later
+// is the difference to the view before; the first one, and those that come
+// with another Local or with changed networks, cost a walk over everything.
+func (b *LB) Set(v *state.View, l Local) {
 	b.mu.Lock()
-	b.desired = &t
-	b.status.Desired = t.Rev
+	b.desired = &wish{v, l}
+	b.status.Desired = v.Rev
 	b.mu.Unlock()
 	select {
 	case b.wake <- struct{}{}:
@@ -135,7 +152,7 @@ func (b *LB) Run(ctx context.Context) error {
 	defer poll.Stop()
 	var retry <-chan time.Time
 	backoff := backoffMin
-	lastCheck := time.Now()
+	lastCheck, lastCompared := time.Now(), time.Now()
 	first := true
 	for {
 		select {
@@ -145,7 +162,7 @@ func (b *LB) Run(ctx context.Context) error {
 		case <-retry:
 		case <-poll.C:
 			slow := time.Since(lastCheck) >= tickEvery
-			if retry != nil || b.applied == nil || !slow && !b.disturbed() {
+			if retry != nil || b.book == nil || !slow && !b.disturbed() {
 				continue
 			}
 			lastCheck = time.Now()
@@ -154,18 +171,24 @@ func (b *LB) Run(ctx context.Context) error {
 				if slow {
 					b.loop.retry()
 				}
-				continue
+				if time.Since(lastCompared) < checkEvery {
+					continue
+				}
+				lastCompared = time.Now()
+				if b.agrees() {
+					continue
+				}
 			}
-			b.applied = nil
+			b.book = nil
 		}
 		b.mu.Lock()
-		t := b.desired
+		w := b.desired
 		b.mu.Unlock()
-		if t == nil {
+		if w == nil {
 			continue
 		}
-		err := b.apply(*t)
-		b.note(*t, err)
+		err := b.apply(w)
+		b.note(w.v.Rev, err)
 		if err == nil {
 			if first {
 				first = false
@@ -174,10 +197,21 @@ func (b *LB) Run(ctx context.Context) error {
 			retry, backoff = nil, backoffMin
 			continue
 		}
-		b.applied = nil // a failed transaction tells us nothing certain: look again
+		b.book = nil // a failed transaction tells us nothing certain: look again
 		retry = time.After(backoff)
 		backoff = min(backoff*2, backoffMax)
 	}
+}
+
+// agrees reports whether the book says what one from scratch would say.
+func (b *LB) agrees() bool {
+	what := b.book.agrees()
+	if what == "" {
+		return true
+	}
+	b.m.disagreements.Inc()
+	b.log.Error("programmed services were wrong and are made anew", "what", what, "rev", b.book.view.Rev)
+	return false
 }
 
 // disturbed reports whether somebody changed any nftables since we did.
@@ -193,7 +227,7 @@ func (b *LB) intact() bool {
 	if err != nil {
 		return false
 	}
-	ok, err := sameShape(b.opt.Kernel, b.applied.Ruleset())
+	ok, err := sameShape(b.opt.Kernel, b.book.outline().Ruleset())
 	if err != nil || !ok {
 		b.log.Warn("nftables rules were changed from outside, restoring them", "err", err)
 		b.m.repairs.Inc()
@@ -203,32 +237,35 @@ func (b *LB) intact() bool {
 	return true
 }
 
-// apply makes the kernel equal to t in at most one transaction.
-func (b *LB) apply(t Table) error {
+// apply makes the kernel equal to what w asks for, in at most one transaction.
+func (b *LB) apply(w *wish) error {
 	start := time.Now()
 	k := b.opt.Kernel
-	var ops Ops
-	var next Table
-	if b.applied != nil {
-		next = arrange(t, slotsOf(b.applied))
-		ops = diffTables(b.applied, &next)
-	} else {
-		have, err := k.Observe(true)
-		if err != nil {
-			return fmt.Errorf("list tables nodenet: %w", err)
-		}
-		next = arrange(t, slotsObserved(have))
-		ops = diffObserved(k, have, next.Ruleset())
-	}
-	if !ops.Empty() {
-		before, err := k.Generation()
-		if err == nil && b.applied != nil && before != b.expected {
-			// Somebody was here since: what we believe may be wrong.
-			if ok, cerr := sameShape(k, b.applied.Ruleset()); cerr != nil || !ok {
+	if b.book != nil {
+		// Before the book is changed, since it says what was there.
+		if g, err := k.Generation(); err == nil && g != b.expected {
+			if ok, cerr := sameShape(k, b.book.outline().Ruleset()); cerr != nil || !ok {
 				b.m.repairs.Inc()
 				b.log.Warn("nftables rules were changed from outside, restoring them", "err", cerr)
-				b.applied = nil
-				return b.apply(t)
+				b.book = nil
+			} else {
+				b.expected = g
+			}
+		}
+	}
+	now, ops, stale, err := b.plan(w)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	b.sizes = [2]int{now.services, now.backends}
+	b.mu.Unlock()
+	switch {
+	case !ops.Empty():
+		before := b.expected
+		if b.book == nil {
+			if before, err = k.Generation(); err != nil {
+				return fmt.Errorf("read the ruleset's generation: %w", err)
 			}
 		}
 		if err := k.Apply(ops); err != nil {
@@ -236,7 +273,7 @@ func (b *LB) apply(t Table) error {
 			return fmt.Errorf("program nftables (%d operations): %w", ops.Count(), err)
 		}
 		b.expected = before + 1
-	} else if b.applied == nil {
+	case b.book == nil:
 		g, err := k.Generation()
 		if err != nil {
 			return fmt.Errorf("read the ruleset's generation: %w", err)
@@ -244,17 +281,17 @@ func (b *LB) apply(t Table) error {
 		b.expected = g
 	}
 	took := time.Since(start)
-	b.forget(b.applied, &next)
-	b.applied = &next
-	b.loop.set(next.Loopback)
+	b.forget(stale)
+	b.book = now
+	b.loop.set(now.pub.loopback)
 
-	b.m.applies.WithLabelValues("ok").Inc()
+	b.m.applied.Inc()
 	b.m.operations.Add(float64(ops.Count()))
 	b.m.seconds.Observe(took.Seconds())
-	b.m.services.Set(float64(t.services))
-	b.m.backends.Set(float64(t.backends))
+	b.m.services.Set(float64(now.services))
+	b.m.backends.Set(float64(now.backends))
 	b.mu.Lock()
-	b.took = took
+	b.warnings = now.warningsNow()
 	if !ops.Empty() {
 		b.changed = time.Now()
 	}
@@ -262,13 +299,43 @@ func (b *LB) apply(t Table) error {
 	return nil
 }
 
+// plan returns the book of w, the transaction that leads there and the UDP
+// destinations to forget. Where it can, it changes the book that there is, and
+// then only what differs between the two views is looked at.
+func (b *LB) plan(w *wish) (*book, Ops, []Target, error) {
+	if b.book != nil && b.book.sc.l.equal(&w.l) {
+		if c := w.v.Since(b.book.view); b.book.follow(c) {
+			ops, stale := b.book.change(w.v, c)
+			return b.book, ops, stale, nil
+		}
+	}
+	now := newBook(w.v, w.l)
+	var ops Ops
+	var stale []Target
+	var next Table
+	if b.book != nil {
+		old := b.book.table()
+		next = arrange(now.table(), slotsOf(&old))
+		ops, stale = diffTables(&old, &next), staleUDP(&old, &next)
+	} else {
+		have, err := b.opt.Kernel.Observe(true)
+		if err != nil {
+			return nil, Ops{}, nil, fmt.Errorf("list tables nodenet: %w", err)
+		}
+		next = arrange(now.table(), slotsObserved(have))
+		ops = diffObserved(b.opt.Kernel, have, next.Ruleset())
+	}
+	now.adopt(&next)
+	return now, ops, stale, nil
+}
+
 // forget drops conntrack entries that would keep UDP clients on a backend
 // that is gone, or on none.
-func (b *LB) forget(old, now *Table) {
+func (b *LB) forget(stale []Target) {
 	if b.opt.Conntrack == nil {
 		return
 	}
-	for _, x := range staleUDP(old, now) {
+	for _, x := range stale {
 		if err := b.opt.Conntrack.Flush(UDP, x.Addr, x.Port); err != nil {
 			b.log.Warn("forget UDP flows", "addr", x.Addr, "port", x.Port, "err", err)
 		}
@@ -276,23 +343,23 @@ func (b *LB) forget(old, now *Table) {
 }
 
 // note records the outcome and logs when it turns from good to bad or back.
-func (b *LB) note(t Table, err error) {
+func (b *LB) note(rev uint64, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	was := b.status
 	b.status.OK = err == nil
 	if err == nil {
-		b.status.Applied = t.Rev
+		b.status.Applied = rev
 		b.status.Error, b.status.Fix = "", ""
-		b.status.Warnings = t.Warnings
+		b.status.Warnings = b.warnings
 		if was.Error != "" {
-			b.log.Info("nftables programmed again", "rev", t.Rev)
+			b.log.Info("nftables programmed again", "rev", rev)
 		}
 		return
 	}
 	b.status.Error, b.status.Fix = err.Error(), fixFor(err)
 	if was.Error != b.status.Error {
-		b.log.Error("nftables not programmed", "rev", t.Rev, "err", err)
+		b.log.Error("nftables not programmed", "rev", rev, "err", err)
 	}
 }
 
@@ -314,11 +381,7 @@ func (b *LB) Status() Status {
 	defer b.mu.Unlock()
 	s := b.status
 	s.Warnings = append(append([]string(nil), s.Warnings...), lo...)
-	var ns, nb int
-	if b.desired != nil {
-		ns, nb = b.desired.services, b.desired.backends
-	}
-	s.Detail = fmt.Sprintf("%s, %s", count(ns, "service"), count(nb, "backend"))
+	s.Detail = fmt.Sprintf("%s, %s", count(b.sizes[0], "service"), count(b.sizes[1], "backend"))
 	if !b.changed.IsZero() {
 		s.Detail += ", applied " + ago(time.Since(b.changed)) + " ago"
 	}

@@ -10,7 +10,9 @@ import (
 type metrics struct {
 	services, backends  prometheus.Gauge
 	applies             *prometheus.CounterVec
+	applied             prometheus.Counter // of applies: those that went well
 	operations, repairs prometheus.Counter
+	disagreements       prometheus.Counter
 	seconds             prometheus.Histogram
 }
 
@@ -26,13 +28,16 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Help: "nftables objects made, changed or deleted."}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{Name: "nodenet_lb_repairs_total",
 			Help: "Times that rules were found changed from outside."}),
+		disagreements: prometheus.NewCounter(prometheus.CounterOpts{Name: "nodenet_lb_disagreements_total",
+			Help: "Times that what was kept up to date differed from what is derived from scratch."}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "nodenet_lb_apply_seconds",
 			Help: "Time to compare and program one table.", Buckets: prometheus.ExponentialBuckets(10e-6, 4, 10)}),
 	}
+	m.applied = m.applies.WithLabelValues("ok")
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.seconds} {
+	for _, c := range []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.disagreements, m.seconds} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register lb metrics: %w", err)
 		}

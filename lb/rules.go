@@ -203,11 +203,12 @@ func (t *Table) bigSets() []Set {
 	fill := func(list []Service, cls, slots *Set) {
 		for i := range list {
 			s := &list[i]
+			k := s.key()
 			if n := len(s.Backends); n > 0 {
-				cls.Elems = append(cls.Elems, s.classElem(n))
+				cls.Elems = append(cls.Elems, classElem(k, n))
 			}
-			for n := range s.Backends {
-				slots.Elems = append(slots.Elems, s.slotElem(n))
+			for n, b := range s.Backends {
+				slots.Elems = append(slots.Elems, slotElem(k, n, b))
 			}
 		}
 		cls.sort()
@@ -225,27 +226,16 @@ func (s *Service) key() key {
 	return key(nil).proto(s.Proto).port(s.Port)
 }
 
-func (s *Service) classElem(n int) Elem {
-	return Elem{Key: string(s.key()), Val: string(key(nil).host(uint32(n)))}
+func classElem(k key, n int) Elem {
+	return Elem{Key: string(k), Val: string(key(nil).host(uint32(n)))}
 }
 
-func (s *Service) slotElem(n int) Elem {
-	return Elem{Key: string(s.key().host(uint32(n))), Val: keyAddrPort(s.Backends[n])}
+func slotElem(k key, n int, b netip.AddrPort) Elem {
+	return Elem{Key: string(slices.Clip(k).host(uint32(n))), Val: keyAddrPort(b)}
 }
 
 // smallSets are those that grow with this node's own workloads and networks.
 func (t *Table) smallSets() []Set {
-	publish := Set{Name: "publish", Decl: "typeof ip daddr . meta l4proto . th dport : ip daddr . th dport",
-		Key: []Kind{KindAddr, KindProto, KindPort}, Val: []Kind{KindAddr, KindPort}}
-	publishAny := Set{Name: "publishany", Decl: "typeof meta l4proto . th dport : ip daddr . th dport",
-		Key: []Kind{KindProto, KindPort}, Val: []Kind{KindAddr, KindPort}}
-	for _, p := range t.Publishes {
-		if p.HostAddr.IsValid() {
-			publish.add(keyTarget(Target{p.HostAddr, p.Proto, p.HostPort}), keyAddrPort(p.Target))
-		} else {
-			publishAny.add(key(nil).proto(p.Proto).port(p.HostPort), keyAddrPort(p.Target))
-		}
-	}
 	l4 := Set{Name: "l4", Decl: "type inet_proto", Key: []Kind{KindProto}}
 	l4.add(key(nil).proto(TCP), "")
 	l4.add(key(nil).proto(UDP), "")
@@ -285,15 +275,32 @@ func (t *Table) smallSets() []Set {
 		first, end := p.Addr(), lastAddr(p)
 		inside.Elems = append(inside.Elems, Elem{Key: string(key(nil).addr(first).addr(first)), End: string(key(nil).addr(end).addr(end))})
 	}
-	sets := []Set{
-		publish, publishAny, l4, vips, hairpin, remote,
+	sets := append(publishSets(t.Publishes),
+		l4, vips, hairpin, remote,
 		intervals("masq", t.Masquerade), intervals("cluster", t.Cluster), intervals("local", t.Local),
 		links, internal, switched, inside,
-	}
+	)
 	for i := range sets {
 		sets[i].sort()
 	}
 	return sets
+}
+
+func publishSets(ps []Publish) []Set {
+	publish := Set{Name: "publish", Decl: "typeof ip daddr . meta l4proto . th dport : ip daddr . th dport",
+		Key: []Kind{KindAddr, KindProto, KindPort}, Val: []Kind{KindAddr, KindPort}}
+	publishAny := Set{Name: "publishany", Decl: "typeof meta l4proto . th dport : ip daddr . th dport",
+		Key: []Kind{KindProto, KindPort}, Val: []Kind{KindAddr, KindPort}}
+	for _, p := range ps {
+		if p.HostAddr.IsValid() {
+			publish.add(keyTarget(Target{p.HostAddr, p.Proto, p.HostPort}), keyAddrPort(p.Target))
+		} else {
+			publishAny.add(key(nil).proto(p.Proto).port(p.HostPort), keyAddrPort(p.Target))
+		}
+	}
+	publish.sort()
+	publishAny.sort()
+	return []Set{publish, publishAny}
 }
 
 func (t *Table) bridgeTable() TableSpec {

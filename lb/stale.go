@@ -27,8 +27,7 @@ func staleUDP(old, now *Table) []Target {
 			if j < len(is) && compareService(is[j], *a) == 0 {
 				left = is[j].Backends
 			}
-			lost := slices.ContainsFunc(a.Backends, func(b netip.AddrPort) bool { return !slices.Contains(left, b) })
-			if lost || len(a.Backends) == 0 && len(left) > 0 {
+			if pinned(a.Backends, left) {
 				out = append(out, Target{a.VIP, UDP, a.Port})
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"nodenet/state"
 )
@@ -153,224 +154,75 @@ func protoName(p uint8) string {
 	return fmt.Sprint(p)
 }
 
-// deriver collects a Table.
-type deriver struct {
-	l     Local
-	t     Table
-	own   []netip.Prefix
-	local map[string]bool // networks that each node has for itself
-}
-
 // Derive says what this node's kernel should hold for a view. It is pure: the
 // same arguments give an equal Table. Only IPv4 is balanced so far; what else
 // is asked for is listed in Warnings.
+//
+// It looks at every service. LB looks at what changed only, see book.
 func Derive(v *state.View, l Local) Table {
-	d := &deriver{l: l, local: make(map[string]bool)}
-	d.t = Table{Rev: v.Rev, Range: l.Range.Masked(), Resolver: l.Resolver, Addrs: slices.Clone(l.NodeAddrs)}
-	for i := range v.Networks {
-		d.local[v.Networks[i].Name] = v.Networks[i].Local()
-	}
-	d.bridges()
-	d.services(v)
-	d.publishes(v)
-	d.finish()
-	return d.t
-}
-
-func (d *deriver) warn(format string, args ...any) {
-	d.t.Warnings = append(d.t.Warnings, fmt.Sprintf(format, args...))
-}
-
-func (d *deriver) bridges() {
-	t := &d.t
-	for _, b := range d.l.Bridges {
-		if b.Name == "" || !b.Prefix.IsValid() || !b.Prefix.Addr().Is4() {
-			continue
-		}
-		t.Bridges = append(t.Bridges, Bridge{Name: b.Name, Prefix: b.Prefix.Masked(), Internal: b.Internal})
-		t.Links = append(t.Links, b.Name)
-		if b.Masquerade && !b.Internal {
-			t.Masquerade = append(t.Masquerade, b.Prefix.Masked())
-		}
-		for _, own := range b.Own {
-			t.routes = append(t.routes, Bridge{Name: b.Name, Prefix: own})
-		}
-		d.own = append(d.own, b.Own...)
-	}
-	t.Links = append(t.Links, d.l.Links...)
-	t.Cluster = slices.Clone(d.l.ClusterPrefixes)
-	t.Local = slices.Clone(d.own)
-}
-
-// isLocal reports whether an address belongs to a workload of this node.
-func (d *deriver) isLocal(a netip.Addr) bool {
-	return slices.ContainsFunc(d.own, func(p netip.Prefix) bool { return p.Contains(a) })
-}
-
-func (d *deriver) services(v *state.View) {
-	t := &d.t
-	// A backend on another node's local network cannot be reached from here,
-	// even where the same address exists on this node too.
-	networkOf := make(map[string]string)
-	for e := range v.Endpoints() {
-		if e.Owner != d.l.Self && d.local[e.Network] {
-			networkOf[e.ID] = e.Network
-		}
-	}
+	sc := newScope(v, l)
+	t := sc.frame(v.Rev)
 	for s := range v.Services() {
-		usable := d.vip(s)
-		counted := make(map[netip.Addr]bool)
-		for p, port := range s.Ports {
-			proto := protoNumber(port.Protocol)
-			if proto == 0 {
-				d.warn("service %s port %d: protocol %q is not balanced: use tcp or udp", s.Key(), port.Port, port.Protocol)
-				continue
-			}
-			var backends []netip.AddrPort
-			for b := range s.Backends {
-				be := &s.Backends[b]
-				if !be.Ready || !be.Addr.Is4() || p >= len(be.Targets) || be.Targets[p] == 0 || networkOf[be.Endpoint] != "" {
-					continue
-				}
-				backends = append(backends, netip.AddrPortFrom(be.Addr, be.Targets[p]))
-			}
-			slices.SortFunc(backends, netip.AddrPort.Compare)
-			backends = slices.Compact(backends)
-			if len(backends) > MaxSlots {
-				d.warn("service %s port %d: %d backends, the first %d are used", s.Key(), port.Port, len(backends), MaxSlots)
-				backends = backends[:MaxSlots]
-			}
-			nodePort := port.NodePort
-			if nodePort != 0 && d.l.NodePortLast != 0 && (nodePort < d.l.NodePortFirst || nodePort > d.l.NodePortLast) {
-				d.warn("service %s: node port %d is outside %d-%d", s.Key(), nodePort, d.l.NodePortFirst, d.l.NodePortLast)
-				nodePort = 0
-			}
-			if usable {
-				t.Services = append(t.Services, Service{Name: s.Key(), VIP: s.VIP, Proto: proto, Port: port.Port, Backends: backends})
-			}
-			if nodePort != 0 {
-				t.NodePorts = append(t.NodePorts, Service{Name: s.Key(), Proto: proto, Port: nodePort, Backends: backends})
-			}
-			if !usable && nodePort == 0 {
-				continue
-			}
-			for _, b := range backends {
-				counted[b.Addr()] = true
-				d.target(Target{b.Addr(), proto, b.Port()}, nodePort != 0)
-			}
-		}
-		if usable {
-			t.VIPs = append(t.VIPs, s.VIP)
-			t.services++
-		}
-		t.backends += len(counted)
+		t.include(sc, sc.service(v, s))
 	}
+	t.include(sc, sc.published(v))
+	t.finish()
+	return t
 }
 
-// vip reports whether a service's address can be programmed here.
-func (d *deriver) vip(s *state.ServiceView) bool {
-	switch {
-	case !s.VIP.IsValid():
-		return false
-	case s.VIP == d.l.Resolver:
-		return false // the resolver answers there itself
-	case !s.VIP.Is4():
-		d.warn("service %s: vip %s: only IPv4 is balanced", s.Key(), s.VIP)
-		return false
-	case !d.t.Range.IsValid() || !d.t.Range.Contains(s.VIP):
-		d.warn("service %s: vip %s is outside the service range %s", s.Key(), s.VIP, d.t.Range)
-		return false
+// include adds a part.
+func (t *Table) include(sc *scope, p *part) {
+	if p.vip.IsValid() {
+		t.VIPs = append(t.VIPs, p.vip)
+		t.services++
 	}
-	return true
-}
-
-// target notes where a target lives. host is set when it can be reached by an
-// address of the node, not only by a VIP.
-func (d *deriver) target(x Target, host bool) {
-	if !d.isLocal(x.Addr) {
-		if host {
-			d.t.Remote = append(d.t.Remote, x)
-		}
-		return
-	}
-	b := LocalBackend{Target: x}
-	for _, br := range d.l.Bridges {
-		if len(br.MAC) == 6 && slices.ContainsFunc(br.Own, func(p netip.Prefix) bool { return p.Contains(x.Addr) }) {
-			copy(b.MAC[:], br.MAC)
-			break
-		}
-	}
-	d.t.LocalBackends = append(d.t.LocalBackends, b)
-}
-
-func (d *deriver) publishes(v *state.View) {
-	t := &d.t
-	for _, p := range v.Publishes {
-		q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
+	t.backends += p.backends
+	t.Services = append(t.Services, p.services...)
+	t.NodePorts = append(t.NodePorts, p.nodePorts...)
+	t.Publishes = append(t.Publishes, p.publishes...)
+	t.Loopback = append(t.Loopback, p.loopback...)
+	t.Warnings = append(t.Warnings, p.warnings...)
+	for _, x := range p.targets {
 		switch {
-		case q.Proto == 0:
-			d.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
-			continue
-		case !p.Target.Is4() || q.HostAddr.Is6():
-			d.warn("publish %s: only IPv4 is published", p.Key())
-			continue
-		case q.HostPort == 0 || p.Port == 0:
-			d.warn("publish %s: port 0", p.Key())
-			continue
-		}
-		if q.HostAddr.IsUnspecified() {
-			q.HostAddr = netip.Addr{}
-		}
-		if q.HostAddr.IsLoopback() || !q.HostAddr.IsValid() {
-			lo := q
-			if !lo.HostAddr.IsValid() {
-				lo.HostAddr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-			}
-			t.Loopback = append(t.Loopback, lo)
-		}
-		if !q.HostAddr.IsLoopback() {
-			if q.HostAddr.IsValid() && len(t.Addrs) > 0 && !slices.Contains(t.Addrs, q.HostAddr) {
-				d.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
-			}
-			t.Publishes = append(t.Publishes, q)
-			d.target(Target{p.Target, q.Proto, p.Port}, true)
+		case sc.isLocal(x.Addr):
+			t.LocalBackends = append(t.LocalBackends, sc.localBackend(x.Target))
+		case x.host:
+			t.Remote = append(t.Remote, x.Target)
 		}
 	}
 }
 
 // finish sorts and drops duplicates. Where two claim one key, the first by
 // name wins, on every node alike.
-func (d *deriver) finish() {
-	t := &d.t
-	byKey := func(s []Service, what string) []Service {
-		slices.SortStableFunc(s, func(a, b Service) int { return cmp.Or(compareService(a, b), cmp.Compare(a.Name, b.Name)) })
-		return slices.CompactFunc(s, func(b, a Service) bool {
-			same := compareService(a, b) == 0
-			if same {
-				d.warn("%s %d/%s of service %s is taken by service %s", what, b.Port, protoName(b.Proto), b.Name, a.Name)
+func (t *Table) finish() {
+	byKey := func(s []Service) []Service {
+		slices.SortStableFunc(s, func(a, b Service) int { return cmp.Or(compareService(a, b), strings.Compare(a.Name, b.Name)) })
+		out := s[:0]
+		for i := range s {
+			if n := len(out); n > 0 && compareService(out[n-1], s[i]) == 0 {
+				t.Warnings = append(t.Warnings, taken(&out[n-1], &s[i]))
+				continue
 			}
-			return same
-		})
+			out = append(out, s[i])
+		}
+		return out
 	}
-	t.Services = byKey(t.Services, "port")
-	t.NodePorts = byKey(t.NodePorts, "node port")
-	unique := func(p []Publish) []Publish {
-		slices.SortStableFunc(p, comparePublish)
-		return slices.CompactFunc(p, func(a, b Publish) bool { return comparePublish(a, b) == 0 })
-	}
-	t.Publishes, t.Loopback = unique(t.Publishes), unique(t.Loopback)
+	t.Services, t.NodePorts = byKey(t.Services), byKey(t.NodePorts)
 	slices.SortFunc(t.VIPs, netip.Addr.Compare)
 	t.VIPs = slices.Compact(t.VIPs)
 	slices.SortFunc(t.LocalBackends, func(a, b LocalBackend) int { return compareTarget(a.Target, b.Target) })
 	t.LocalBackends = slices.CompactFunc(t.LocalBackends, func(a, b LocalBackend) bool { return a.Target == b.Target })
 	slices.SortFunc(t.Remote, compareTarget)
 	t.Remote = slices.Compact(t.Remote)
-	slices.SortFunc(t.Bridges, func(a, b Bridge) int { return cmp.Compare(a.Name, b.Name) })
-	t.Bridges = slices.CompactFunc(t.Bridges, func(a, b Bridge) bool { return a.Name == b.Name })
-	slices.Sort(t.Links)
-	t.Links = slices.Compact(t.Links)
-	t.Masquerade, t.Cluster, t.Local = maximal(t.Masquerade), maximal(t.Cluster), maximal(t.Local)
-	slices.SortFunc(t.Addrs, netip.Addr.Compare)
+}
+
+// taken says that a port is another service's.
+func taken(winner, loser *Service) string {
+	what := "port"
+	if !loser.VIP.IsValid() {
+		what = "node port"
+	}
+	return fmt.Sprintf("%s %d/%s of service %s is taken by service %s", what, loser.Port, protoName(loser.Proto), loser.Name, winner.Name)
 }
 
 // maximal sorts IPv4 prefixes and drops those that another one covers.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"nodenet/state"
 )
 
 // topology is one node with two workloads on a bridge and an outside host
@@ -103,7 +105,7 @@ func (s *space) veth(name string, peer *space, peerName string) {
 	})
 }
 
-func newTopology(t *testing.T, tab Table) *topology {
+func newTopology(t *testing.T, v *state.View) *topology {
 	tp := &topology{t: t, node: newSpace(t), w1: newSpace(t), w2: newSpace(t), outer: newSpace(t)}
 	n := tp.node
 	n.do(func() {
@@ -145,12 +147,12 @@ func newTopology(t *testing.T, tab Table) *topology {
 	if t.Failed() {
 		t.FailNow()
 	}
-	tp.start(tab)
+	tp.start(v)
 	return tp
 }
 
-// start runs an LB in the node and waits until it has applied tab.
-func (tp *topology) start(tab Table) {
+// start runs an LB in the node and waits until it has applied v.
+func (tp *topology) start(v *state.View) {
 	tp.t.Helper()
 	var err error
 	tp.node.do(func() { tp.lb, err = New(Options{Loopback: tp.node}) })
@@ -161,7 +163,7 @@ func (tp *topology) start(tab Table) {
 	tp.stop, tp.ended = cancel, make(chan error, 1)
 	go func(b *LB, ended chan error) { ended <- b.Run(ctx) }(tp.lb, tp.ended)
 	tp.t.Cleanup(tp.halt)
-	tp.set(tab)
+	tp.set(v)
 }
 
 // halt ends the LB; the kernel keeps its rules.
@@ -176,12 +178,12 @@ func (tp *topology) halt() {
 	tp.ended = nil
 }
 
-func (tp *topology) set(tab Table) {
+func (tp *topology) set(v *state.View) {
 	tp.t.Helper()
-	tp.lb.Set(tab)
-	eventually(tp.t, "table is applied", func() bool {
+	tp.lb.Set(v, testLocal())
+	eventually(tp.t, "the view is applied", func() bool {
 		s := tp.lb.Status()
-		return s.OK && s.Applied == tab.Rev
+		return s.OK && s.Applied == v.Rev
 	})
 }
 

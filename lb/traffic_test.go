@@ -29,7 +29,7 @@ func calls(t *testing.T, s *space, network, address string, want ...string) {
 func TestTraffic(t *testing.T) {
 	for _, nf := range []string{"0", "1"} {
 		t.Run("bridge-nf-call-iptables="+nf, func(t *testing.T) {
-			tp := newTopology(t, Derive(testView(), testLocal()))
+			tp := newTopology(t, testView())
 			if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err == nil {
 				tp.node.sysctl("net/bridge/bridge-nf-call-iptables", nf)
 			} else if nf == "1" {
@@ -141,7 +141,7 @@ func traffic(t *testing.T, tp *topology) {
 }
 
 func TestRepair(t *testing.T) {
-	tp := newTopology(t, Derive(testView(), testLocal()))
+	tp := newTopology(t, testView())
 	for _, cmd := range []string{"flush ruleset", "delete table bridge nodenet", "delete table inet nodenet", "flush chain inet nodenet dispatch", "flush table inet nodenet"} {
 		t.Run(cmd, func(t *testing.T) {
 			tp.node.nft("", strings.Fields(cmd)...)
@@ -165,8 +165,7 @@ func TestRepair(t *testing.T) {
 
 // TestRestart replaces the LB while a connection is open: nothing changes.
 func TestRestart(t *testing.T) {
-	tab := Derive(testView(), testLocal())
-	tp := newTopology(t, tab)
+	tp := newTopology(t, testView())
 	k := tp.node.kernel()
 	before, err := k.Generation()
 	if err != nil {
@@ -174,7 +173,7 @@ func TestRestart(t *testing.T) {
 	}
 	tp.halt()
 	calls(t, tp.outer, "tcp", "10.96.0.21:80", "w1 192.0.2.1")
-	tp.start(tab)
+	tp.start(testView())
 	after, err := k.Generation()
 	if err != nil {
 		t.Fatal(err)

@@ -71,7 +71,7 @@ func (n *Node) apply(sn *state.Snapshot) {
 	l := n.localNow()
 	plan := overlay.Derive(v, l)
 	n.overlay.Set(plan)
-	n.lb.Set(lb.Derive(v, n.lbLocal(v, l, plan)))
+	n.lb.Set(v, n.lbLocal(v, l, plan))
 	n.dns.SetAddrs(n.dnsAddrs(v, l))
 	n.dns.Set(v)
 	n.dhcp.Set(n.scopes(v))

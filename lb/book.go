@@ -1,0 +1,362 @@
+package lb
+
+import (
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	"nodenet/state"
+)
+
+// book is a Table kept so that one service can change at the cost of its own
+// backends, however many others there are: what each service asks for, and
+// how many ask for what is shared. It also knows the order of slots in the
+// kernel, which depends on the past.
+//
+// A book is changed before the kernel is, and is thrown away when that fails.
+// It is not safe for concurrent use.
+type book struct {
+	sc    *scope
+	view  *state.View
+	frame Table
+	parts map[string]*part // by service
+	pub   *part
+
+	// claims are the services that ask for a port, sorted by name; the first
+	// has it. Node ports have no address.
+	claims  map[Target][]*Service
+	rivals  map[Target]bool // ports that several ask for
+	slots   map[Target][]netip.AddrPort
+	lb, np  classes
+	vips    refs[netip.Addr]
+	local   refs[Target]     // targets on this node
+	hairpin refs[netip.Addr] // their addresses
+	remote  refs[Target]     // elsewhere, and reached by addresses of the node
+
+	services, backends int
+	warned             map[string]bool // services with warnings
+	warnings           []string        // nil: to be collected anew
+	decl               declarations
+}
+
+// declarations are the sets whose elements a service can change.
+type declarations struct{ svc, eps, npsvc, npeps, publish, publishAny, vips, hairpin, remote, lift Set }
+
+func newDeclarations() declarations {
+	var t Table
+	big, small, br := t.bigSets(), t.smallSets(), t.bridgeTable().Sets
+	named := func(sets []Set, name string) Set {
+		i := slices.IndexFunc(sets, func(s Set) bool { return s.Name == name })
+		sets[i].Elems = nil
+		return sets[i]
+	}
+	return declarations{
+		svc: named(big, "svc"), eps: named(big, "eps"), npsvc: named(big, "npsvc"), npeps: named(big, "npeps"),
+		publish: named(small, "publish"), publishAny: named(small, "publishany"),
+		vips: named(small, "vips"), hairpin: named(small, "hairpin"), remote: named(small, "remote"),
+		lift: named(br, "backends"),
+	}
+}
+
+// refs counts who asks for a key, and remembers until it is settled which keys
+// came or went.
+type refs[K comparable] struct {
+	n   map[K]int
+	was map[K]int // as settled last, of keys touched since
+}
+
+func newRefs[K comparable]() refs[K] { return refs[K]{make(map[K]int), make(map[K]int)} }
+
+func (r *refs[K]) add(k K, d int) {
+	n := r.n[k]
+	if _, ok := r.was[k]; !ok {
+		r.was[k] = n
+	}
+	if n += d; n == 0 {
+		delete(r.n, k)
+	} else {
+		r.n[k] = n
+	}
+}
+
+// settle adds to an operation the elements of keys that came or went.
+func (r *refs[K]) settle(op *SetOp, elem func(K) (Elem, bool)) {
+	for k, was := range r.was {
+		if is := r.n[k]; (was > 0) != (is > 0) {
+			if e, ok := elem(k); ok && is > 0 {
+				op.Add = append(op.Add, e)
+			} else if ok {
+				op.Del = append(op.Del, e)
+			}
+		}
+	}
+	r.forget()
+}
+
+func (r *refs[K]) forget() { clear(r.was) }
+
+// newBook looks at everything. Its slots are in the order of Derive.
+func newBook(v *state.View, l Local) *book {
+	sc := newScope(v, l)
+	n := v.NumServices()
+	b := &book{
+		sc: sc, view: v, frame: sc.frame(v.Rev), pub: new(part), parts: make(map[string]*part, n),
+		claims: make(map[Target][]*Service, n), rivals: make(map[Target]bool), slots: make(map[Target][]netip.AddrPort, n),
+		vips: newRefs[netip.Addr](), local: newRefs[Target](), hairpin: newRefs[netip.Addr](), remote: newRefs[Target](),
+		warned: make(map[string]bool), decl: newDeclarations(),
+	}
+	var e edit
+	for s := range v.Services() {
+		b.put(s.Key(), sc.service(v, s), &e)
+	}
+	b.publish(sc.published(v), &e)
+	for k, c := range b.claims {
+		b.slots[k] = c[0].Backends
+	}
+	b.vips.forget()
+	b.local.forget()
+	b.hairpin.forget()
+	b.remote.forget()
+	return b
+}
+
+// adopt takes over the slots and chains of an arranged table of this book.
+func (b *book) adopt(t *Table) {
+	for _, list := range [][]Service{t.Services, t.NodePorts} {
+		for i := range list {
+			b.slots[list[i].target()] = list[i].Backends
+		}
+	}
+	b.lb, b.np = t.buckets()
+}
+
+func (s *Service) target() Target { return Target{s.VIP, s.Proto, s.Port} }
+
+// put makes p what a service asks for; nil: nothing.
+func (b *book) put(name string, p *part, e *edit) {
+	if old := b.parts[name]; old != nil {
+		b.count(old, -1)
+		for _, list := range [][]Service{old.services, old.nodePorts} {
+			for i := range list {
+				b.unclaim(&list[i], e)
+			}
+		}
+		delete(b.parts, name)
+		b.note(name, old, nil)
+	}
+	if p == nil {
+		return
+	}
+	b.parts[name] = p
+	b.count(p, 1)
+	for _, list := range [][]Service{p.services, p.nodePorts} {
+		for i := range list {
+			b.claim(&list[i], e)
+		}
+	}
+	b.note(name, nil, p)
+}
+
+// publish makes p what is published.
+func (b *book) publish(p *part, e *edit) {
+	b.count(b.pub, -1)
+	b.count(p, 1)
+	e.publishes = true
+	e.wasPublished = b.pub.publishes
+	if len(b.pub.warnings)+len(p.warnings) > 0 {
+		b.warnings = nil
+	}
+	b.pub = p
+}
+
+func (b *book) note(name string, old, now *part) {
+	switch {
+	case old != nil && len(old.warnings) > 0:
+		delete(b.warned, name)
+	case now != nil && len(now.warnings) > 0:
+		b.warned[name] = true
+	default:
+		return
+	}
+	b.warnings = nil
+}
+
+// count adds or takes away what a part shares with others.
+func (b *book) count(p *part, d int) {
+	if p.vip.IsValid() {
+		b.vips.add(p.vip, d)
+		b.services += d
+	}
+	b.backends += d * p.backends
+	for _, x := range p.targets {
+		switch {
+		case b.sc.isLocal(x.Addr):
+			b.local.add(x.Target, d)
+			b.hairpin.add(x.Addr, d)
+		case x.host:
+			b.remote.add(x.Target, d)
+		}
+	}
+}
+
+func (b *book) claim(s *Service, e *edit) {
+	k := s.target()
+	c := b.claims[k]
+	i := len(c)
+	for i > 0 && strings.Compare(c[i-1].Name, s.Name) > 0 {
+		i--
+	}
+	b.claims[k] = slices.Insert(c, i, s)
+	b.contest(k)
+	e.touch(k)
+}
+
+func (b *book) unclaim(s *Service, e *edit) {
+	k := s.target()
+	c := slices.DeleteFunc(b.claims[k], func(o *Service) bool { return o == s })
+	if len(c) == 0 {
+		delete(b.claims, k)
+	} else {
+		b.claims[k] = c
+	}
+	b.contest(k)
+	e.touch(k)
+}
+
+func (b *book) contest(k Target) {
+	is := len(b.claims[k]) > 1
+	if is || b.rivals[k] {
+		b.warnings = nil
+	}
+	if is {
+		b.rivals[k] = true
+	} else {
+		delete(b.rivals, k)
+	}
+}
+
+// follow reports whether the changes to a view can be made service by
+// service: the frame stays, and no endpoint moved between networks under a
+// service that does not show it.
+func (b *book) follow(c *state.Changes) bool {
+	if c.All || c.Networks {
+		return false
+	}
+	for _, e := range c.Endpoints {
+		if e.Old != nil && e.New != nil && b.sc.far[e.Old.Network] != b.sc.far[e.New.Network] {
+			return false
+		}
+	}
+	return true
+}
+
+// change turns the book to a view that differs by c, and returns the
+// transaction that turns the kernel, with the UDP destinations whose flows may
+// be stale. Its cost is that of the services in c.
+func (b *book) change(v *state.View, c *state.Changes) (Ops, []Target) {
+	var e edit
+	b.view, b.frame.Rev = v, v.Rev
+	for _, s := range c.Services {
+		if s.New == nil {
+			b.put(s.Old.Key(), nil, &e)
+		} else {
+			b.put(s.New.Key(), b.sc.service(v, s.New), &e)
+		}
+	}
+	if c.Publishes {
+		b.publish(b.sc.published(v), &e)
+	}
+	return b.settle(&e)
+}
+
+// warningsNow returns all warnings in the order of Derive. Nobody may change
+// what it returns.
+func (b *book) warningsNow() []string {
+	if b.warnings != nil {
+		return b.warnings
+	}
+	out := []string{}
+	for _, name := range slices.Sorted(maps.Keys(b.warned)) {
+		out = append(out, b.parts[name].warnings...)
+	}
+	out = append(out, b.pub.warnings...)
+	// Those of virtual addresses first.
+	keys := slices.SortedFunc(maps.Keys(b.rivals), func(x, y Target) int {
+		if x.Addr.IsValid() != y.Addr.IsValid() {
+			return map[bool]int{true: -1, false: 1}[x.Addr.IsValid()]
+		}
+		return compareTarget(x, y)
+	})
+	for _, k := range keys {
+		for _, loser := range b.claims[k][1:] {
+			out = append(out, taken(b.claims[k][0], loser))
+		}
+	}
+	b.warnings = out
+	return out
+}
+
+// table returns the book as a Table with the slots in the kernel's order. It
+// costs a walk over everything.
+func (b *book) table() Table {
+	t := b.frame
+	t.services, t.backends = b.services, b.backends
+	t.lbClasses, t.npClasses = b.lb, b.np
+	for k, c := range b.claims {
+		s := *c[0]
+		s.Backends = b.slots[k]
+		if k.Addr.IsValid() {
+			t.Services = append(t.Services, s)
+		} else {
+			t.NodePorts = append(t.NodePorts, s)
+		}
+	}
+	slices.SortFunc(t.Services, compareService)
+	slices.SortFunc(t.NodePorts, compareService)
+	t.VIPs = slices.SortedFunc(maps.Keys(b.vips.n), netip.Addr.Compare)
+	for _, x := range slices.SortedFunc(maps.Keys(b.local.n), compareTarget) {
+		t.LocalBackends = append(t.LocalBackends, b.sc.localBackend(x))
+	}
+	t.Remote = slices.SortedFunc(maps.Keys(b.remote.n), compareTarget)
+	t.Publishes, t.Loopback = b.pub.publishes, b.pub.loopback
+	t.Warnings = b.warningsNow()
+	return t
+}
+
+// outline is the table without what services change: enough to compare shapes.
+func (b *book) outline() Table {
+	t := b.frame
+	t.lbClasses, t.npClasses = b.lb, b.np
+	return t
+}
+
+// agrees compares the book with one from scratch and names what differs;
+// empty: nothing.
+func (b *book) agrees() string {
+	have := b.table()
+	want := arrange(Derive(b.view, b.sc.l), slotsOf(&have))
+	switch {
+	case !slices.EqualFunc(have.Services, want.Services, equalService):
+		return "services"
+	case !slices.EqualFunc(have.NodePorts, want.NodePorts, equalService):
+		return "node ports"
+	case !sameSmall(&have, &want):
+		return "addresses, targets or networks"
+	case !slices.Equal(have.Loopback, want.Loopback):
+		return "ports published on loopback"
+	case have.services != want.services || have.backends != want.backends:
+		return "counts"
+	case !slices.Equal(have.Warnings, want.Warnings):
+		return "warnings"
+	}
+	return ""
+}
+
+func equalService(a, b Service) bool {
+	return a.Name == b.Name && compareService(a, b) == 0 && slices.Equal(a.Backends, b.Backends)
+}
+
+// equal reports whether two Locals mean the same.
+func (l *Local) equal(o *Local) bool { return reflect.DeepEqual(l, o) }

@@ -1,0 +1,207 @@
+package lb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"nodenet/state"
+)
+
+// world is what views are made of. Services are replaced, never changed in
+// place, as in real views.
+type world struct {
+	rev       uint64
+	local     Local
+	networks  []state.NetworkView
+	publishes []state.Publish
+	endpoints map[string]*state.EndpointView
+	services  map[string]*state.ServiceView
+}
+
+func newWorld() *world {
+	v := testView()
+	return &world{rev: 1, local: testLocal(), networks: v.Networks,
+		endpoints: map[string]*state.EndpointView{}, services: map[string]*state.ServiceView{}}
+}
+
+func (w *world) view() *state.View {
+	v := state.View{Rev: w.rev, Self: selfID, Networks: slices.Clone(w.networks), Publishes: slices.Clone(w.publishes)}
+	var es []*state.EndpointView
+	var ss []*state.ServiceView
+	for _, e := range w.endpoints {
+		es = append(es, e)
+	}
+	for _, s := range w.services {
+		ss = append(ss, s)
+	}
+	return state.NewView(v, es, ss)
+}
+
+// mutate changes one thing and reports whether services alone can follow it.
+func (w *world) mutate(t *rapid.T) (small bool) {
+	w.rev++
+	switch what := rapid.IntRange(0, 11).Draw(t, "what"); {
+	case what < 8: // a service comes, changes or goes
+		i := rapid.IntRange(0, 6).Draw(t, "service")
+		name := fmt.Sprintf("s%d", i)
+		if rapid.IntRange(0, 4).Draw(t, "gone") == 0 {
+			delete(w.services, name)
+			return true
+		}
+		// Some share addresses, ports and node ports; some are not balanced.
+		vip := rapid.SampledFrom([]string{"10.96.1.1", "10.96.1.2", fmt.Sprintf("10.96.1.%d", i+1), "10.96.0.10", "203.0.113.1", "2001:db8::1", ""}).Draw(t, "vip")
+		s := svc(name, vip, "tcp", 80, 0)
+		s.Ports = nil
+		for range rapid.IntRange(1, 3).Draw(t, "ports") {
+			s.Ports = append(s.Ports, state.ServicePort{
+				Protocol: rapid.SampledFrom([]string{"tcp", "udp", "sctp"}).Draw(t, "proto"),
+				Port:     rapid.SampledFrom([]uint16{80, 81}).Draw(t, "port"),
+				NodePort: rapid.SampledFrom([]uint16{0, 0, 30001, 30002, 99}).Draw(t, "nodeport"),
+			})
+		}
+		for _, n := range rapid.SliceOfNDistinct(rapid.IntRange(1, 14), 0, 7, rapid.ID).Draw(t, "backends") {
+			b := state.BackendOf{Addr: netip.AddrFrom4([4]byte{10, 244, byte(n % 2), byte(n)}), Node: selfID, Ready: n != 14}
+			if n%2 == 1 {
+				b.Node = otherID
+			}
+			if id := fmt.Sprintf("e%d", n); w.endpoints[id] != nil {
+				b.Endpoint = id
+			}
+			for range s.Ports {
+				b.Targets = append(b.Targets, rapid.SampledFrom([]uint16{8080, 8080, 5353, 0}).Draw(t, "target"))
+			}
+			s.Backends = append(s.Backends, b)
+		}
+		w.services[name] = s
+		return true
+	case what == 8: // an endpoint comes, or goes with those that show it
+		n := rapid.IntRange(1, 7).Draw(t, "endpoint")*2 - 1
+		id := fmt.Sprintf("e%d", n)
+		if w.endpoints[id] == nil {
+			network := rapid.SampledFrom([]string{"pods", "lab"}).Draw(t, "network")
+			w.endpoints[id] = &state.EndpointView{Endpoint: &state.Endpoint{ID: id, Network: network}, Owner: otherID}
+			return true
+		}
+		for _, s := range w.services {
+			if slices.ContainsFunc(s.Backends, func(b state.BackendOf) bool { return b.Endpoint == id }) {
+				return true
+			}
+		}
+		delete(w.endpoints, id)
+		return true
+	case what == 9: // an endpoint moves under services that do not show it
+		for _, id := range []string{"e1", "e3", "e5"} {
+			if e := w.endpoints[id]; e != nil {
+				network := map[string]string{"pods": "lab", "lab": "pods"}[e.Network]
+				w.endpoints[id] = &state.EndpointView{Endpoint: &state.Endpoint{ID: id, Network: network}, Owner: otherID}
+				return false
+			}
+		}
+		return true
+	case what == 10:
+		w.publishes = nil
+		for i := range rapid.IntRange(0, 4).Draw(t, "publishes") {
+			host := rapid.SampledFrom([]string{"", "192.0.2.11", "198.51.100.1", "127.0.0.1"}).Draw(t, "host")
+			w.publishes = append(w.publishes, pub(host, rapid.SampledFrom([]string{"tcp", "udp", "sctp"}).Draw(t, "proto"),
+				uint16(8000+i%3), fmt.Sprintf("10.244.%d.%d:8080", i%2, rapid.IntRange(1, 5).Draw(t, "target"))))
+		}
+		return true
+	}
+	switch rapid.IntRange(0, 3).Draw(t, "frame") {
+	case 0:
+		w.local.Bridges = testLocal().Bridges[:rapid.IntRange(1, 3).Draw(t, "bridges")]
+	case 1:
+		w.local.Resolver = rapid.SampledFrom([]netip.Addr{addr("10.96.0.10"), addr("10.96.1.2")}).Draw(t, "resolver")
+	case 2:
+		w.local.NodePortLast = rapid.SampledFrom([]uint16{30001, 32767}).Draw(t, "last")
+	case 3:
+		w.networks = slices.Clone(w.networks)
+		w.networks[0].Overlay = rapid.SampledFrom([]string{state.OverlayNone, state.OverlayVXLAN}).Draw(t, "overlay")
+	}
+	return false
+}
+
+// TestBookAgrees: whatever changes in whatever order, and whatever fails, what
+// is kept service by service is what Derive says, the kernel holds its
+// ruleset, and doing it again does nothing.
+func TestBookAgrees(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		k := newFake()
+		b, err := New(Options{Kernel: k, Loopback: deaf{}})
+		if err != nil {
+			rt.Fatal(err)
+		}
+		w := newWorld()
+		check(rt, t, b, k, w)
+		for range rapid.IntRange(1, 25).Draw(rt, "steps") {
+			small := true
+			for range rapid.IntRange(1, 3).Draw(rt, "coalesced") {
+				small = w.mutate(rt) && small
+			}
+			was := b.book
+			if rapid.IntRange(0, 5).Draw(rt, "fails") == 0 {
+				k.fail, k.late = errors.New("no buffer"), rapid.Bool().Draw(rt, "late")
+				err := b.apply(&wish{w.view(), w.local})
+				k.fail = nil
+				if err != nil {
+					b.book, was = nil, nil // as Run does
+				}
+			}
+			check(rt, t, b, k, w)
+			if small && was != nil && b.book != was {
+				rt.Fatal("everything was looked at for the sake of a service")
+			}
+		}
+	})
+}
+
+func check(rt *rapid.T, t *testing.T, b *LB, k *fakeKernel, w *world) {
+	v := w.view()
+	if err := b.apply(&wish{v, w.local}); err != nil {
+		rt.Fatal(err)
+	}
+	if what := b.book.agrees(); what != "" {
+		rt.Fatalf("%s differ from those derived from scratch:\n%s", what,
+			cmp.Diff(Derive(v, w.local).Ruleset().String(), bookTable(b).Ruleset().String()))
+	}
+	tab := bookTable(b)
+	wantKernel(t, k, &tab)
+	if t.Failed() {
+		rt.FailNow()
+	}
+	calls := k.applies()
+	w.rev++ // a view of the same content
+	for _, book := range []*book{b.book, nil} {
+		keep := b.book
+		if b.book = book; book == nil {
+			if err := b.apply(&wish{w.view(), w.local}); err != nil {
+				rt.Fatal(err)
+			}
+			b.book = keep
+		} else if err := b.apply(&wish{w.view(), w.local}); err != nil {
+			rt.Fatal(err)
+		}
+	}
+	if n := k.applies() - calls; n != 0 {
+		rt.Fatalf("%d transactions for the same view", n)
+	}
+}
+
+// deaf opens no sockets: nothing of the machine's is touched.
+type deaf struct{}
+
+var errDeaf = errors.New("deaf")
+
+func (deaf) Listen(string, string) (net.Listener, error)            { return nil, errDeaf }
+func (deaf) ListenPacket(string, string) (net.PacketConn, error)    { return nil, errDeaf }
+func (deaf) Dial(context.Context, string, string) (net.Conn, error) { return nil, errDeaf }
+
+func bookTable(b *LB) Table { return b.book.table() }

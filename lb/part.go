@@ -1,0 +1,240 @@
+package lb
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"nodenet/state"
+)
+
+// scope is what the meaning of one service depends on besides the service.
+type scope struct {
+	l   Local
+	own []netip.Prefix
+	// far reports networks that each node has for itself: a backend there on
+	// another node cannot be reached from here, even where the same address
+	// exists on this node too.
+	far map[string]bool
+}
+
+func newScope(v *state.View, l Local) *scope {
+	s := &scope{l: l, far: make(map[string]bool)}
+	for i := range v.Networks {
+		if v.Networks[i].Local() {
+			s.far[v.Networks[i].Name] = true
+		}
+	}
+	for _, b := range l.Bridges {
+		if b.usable() {
+			s.own = append(s.own, b.Own...)
+		}
+	}
+	return s
+}
+
+func (b *BridgeInfo) usable() bool {
+	return b.Name != "" && b.Prefix.IsValid() && b.Prefix.Addr().Is4()
+}
+
+// part is what one service, or all published ports together, ask of the
+// kernel. It depends on nothing else, so that a service can be taken out of a
+// table and put back without a look at the others.
+type part struct {
+	vip       netip.Addr // invalid: none, or not to be programmed here
+	services  []Service
+	nodePorts []Service
+	publishes []Publish // loopback ones excluded
+	loopback  []Publish
+	targets   []hosted
+	backends  int // different addresses, for people
+	warnings  []string
+}
+
+// hosted is a target; host is set when it can be reached by an address of the
+// node, not only by a VIP.
+type hosted struct {
+	Target
+	host bool
+}
+
+func (p *part) warn(format string, args ...any) {
+	p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
+}
+
+// service derives the part of one service. Its cost is that of its backends.
+func (sc *scope) service(v *state.View, s *state.ServiceView) *part {
+	p := new(part)
+	if sc.vip(p, s) {
+		p.vip = s.VIP
+	}
+	key := s.Key()
+	reachable := make([]bool, len(s.Backends))
+	for i := range s.Backends {
+		b := &s.Backends[i]
+		reachable[i] = b.Ready && b.Addr.Is4() && !sc.elsewhere(v, b)
+	}
+	counted := make(map[netip.Addr]bool, len(s.Backends))
+	for i, port := range s.Ports {
+		proto := protoNumber(port.Protocol)
+		if proto == 0 {
+			p.warn("service %s port %d: protocol %q is not balanced: use tcp or udp", key, port.Port, port.Protocol)
+			continue
+		}
+		backends := make([]netip.AddrPort, 0, len(s.Backends))
+		for b := range s.Backends {
+			be := &s.Backends[b]
+			if reachable[b] && i < len(be.Targets) && be.Targets[i] != 0 {
+				backends = append(backends, netip.AddrPortFrom(be.Addr, be.Targets[i]))
+			}
+		}
+		slices.SortFunc(backends, netip.AddrPort.Compare)
+		backends = slices.Compact(backends)
+		if len(backends) > MaxSlots {
+			p.warn("service %s port %d: %d backends, the first %d are used", key, port.Port, len(backends), MaxSlots)
+			backends = backends[:MaxSlots]
+		}
+		nodePort := port.NodePort
+		if nodePort != 0 && sc.l.NodePortLast != 0 && (nodePort < sc.l.NodePortFirst || nodePort > sc.l.NodePortLast) {
+			p.warn("service %s: node port %d is outside %d-%d", key, nodePort, sc.l.NodePortFirst, sc.l.NodePortLast)
+			nodePort = 0
+		}
+		if p.vip.IsValid() {
+			p.services = append(p.services, Service{Name: key, VIP: s.VIP, Proto: proto, Port: port.Port, Backends: backends})
+		}
+		if nodePort != 0 {
+			p.nodePorts = append(p.nodePorts, Service{Name: key, Proto: proto, Port: nodePort, Backends: backends})
+		}
+		if !p.vip.IsValid() && nodePort == 0 {
+			continue
+		}
+		for _, b := range backends {
+			counted[b.Addr()] = true
+			p.targets = append(p.targets, hosted{Target{b.Addr(), proto, b.Port()}, nodePort != 0})
+		}
+	}
+	p.backends = len(counted)
+	return p
+}
+
+// elsewhere reports whether a backend is on a network that another node has
+// for itself.
+func (sc *scope) elsewhere(v *state.View, b *state.BackendOf) bool {
+	if len(sc.far) == 0 || b.Endpoint == "" || b.Node == sc.l.Self {
+		return false
+	}
+	e := v.Endpoint(b.Node, b.Endpoint)
+	return e != nil && sc.far[e.Network]
+}
+
+// vip reports whether a service's address can be programmed here.
+func (sc *scope) vip(p *part, s *state.ServiceView) bool {
+	switch {
+	case !s.VIP.IsValid():
+		return false
+	case s.VIP == sc.l.Resolver:
+		return false // the resolver answers there itself
+	case !s.VIP.Is4():
+		p.warn("service %s: vip %s: only IPv4 is balanced", s.Key(), s.VIP)
+		return false
+	case !sc.l.Range.IsValid() || !sc.l.Range.Contains(s.VIP):
+		p.warn("service %s: vip %s is outside the service range %s", s.Key(), s.VIP, sc.l.Range.Masked())
+		return false
+	}
+	return true
+}
+
+// published derives the part of the node's published ports.
+func (sc *scope) published(v *state.View) *part {
+	out := new(part)
+	for _, p := range v.Publishes {
+		q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
+		switch {
+		case q.Proto == 0:
+			out.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
+			continue
+		case !p.Target.Is4() || q.HostAddr.Is6():
+			out.warn("publish %s: only IPv4 is published", p.Key())
+			continue
+		case q.HostPort == 0 || p.Port == 0:
+			out.warn("publish %s: port 0", p.Key())
+			continue
+		}
+		if q.HostAddr.IsUnspecified() {
+			q.HostAddr = netip.Addr{}
+		}
+		if q.HostAddr.IsLoopback() || !q.HostAddr.IsValid() {
+			lo := q
+			if !lo.HostAddr.IsValid() {
+				lo.HostAddr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+			}
+			out.loopback = append(out.loopback, lo)
+		}
+		if !q.HostAddr.IsLoopback() {
+			if q.HostAddr.IsValid() && len(sc.l.NodeAddrs) > 0 && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
+				out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
+			}
+			out.publishes = append(out.publishes, q)
+			out.targets = append(out.targets, hosted{Target{p.Target, q.Proto, p.Port}, true})
+		}
+	}
+	out.publishes, out.loopback = uniquePublishes(out.publishes), uniquePublishes(out.loopback)
+	return out
+}
+
+// uniquePublishes sorts; of two that claim one port the first stays.
+func uniquePublishes(p []Publish) []Publish {
+	slices.SortStableFunc(p, comparePublish)
+	return slices.CompactFunc(p, func(a, b Publish) bool { return comparePublish(a, b) == 0 })
+}
+
+// isLocal reports whether an address belongs to a workload of this node.
+func (sc *scope) isLocal(a netip.Addr) bool {
+	for i := range sc.own {
+		if sc.own[i].Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// localBackend is a target on this node with the address of its bridge.
+func (sc *scope) localBackend(x Target) LocalBackend {
+	b := LocalBackend{Target: x}
+	for _, br := range sc.l.Bridges {
+		if len(br.MAC) == 6 && slices.ContainsFunc(br.Own, func(p netip.Prefix) bool { return p.Contains(x.Addr) }) {
+			copy(b.MAC[:], br.MAC)
+			break
+		}
+	}
+	return b
+}
+
+// frame returns a table with all that does not come from services and
+// published ports.
+func (sc *scope) frame(rev uint64) Table {
+	l := &sc.l
+	t := Table{Rev: rev, Range: l.Range.Masked(), Resolver: l.Resolver, Addrs: slices.Clone(l.NodeAddrs)}
+	for _, b := range l.Bridges {
+		if !b.usable() {
+			continue
+		}
+		t.Bridges = append(t.Bridges, Bridge{Name: b.Name, Prefix: b.Prefix.Masked(), Internal: b.Internal})
+		t.Links = append(t.Links, b.Name)
+		if b.Masquerade && !b.Internal {
+			t.Masquerade = append(t.Masquerade, b.Prefix.Masked())
+		}
+		for _, own := range b.Own {
+			t.routes = append(t.routes, Bridge{Name: b.Name, Prefix: own})
+		}
+	}
+	t.Links = append(t.Links, l.Links...)
+	t.Masquerade, t.Cluster, t.Local = maximal(t.Masquerade), maximal(l.ClusterPrefixes), maximal(sc.own)
+	slices.SortStableFunc(t.Bridges, func(a, b Bridge) int { return strings.Compare(a.Name, b.Name) })
+	t.Bridges = slices.CompactFunc(t.Bridges, func(a, b Bridge) bool { return a.Name == b.Name })
+	slices.Sort(t.Links)
+	t.Links = slices.Compact(t.Links)
+	slices.SortFunc(t.Addrs, netip.Addr.Compare)
+	return t
+}
