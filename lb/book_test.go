@@ -205,3 +205,97 @@ func (deaf) ListenPacket(string, string) (net.PacketConn, error)    { return nil
 func (deaf) Dial(context.Context, string, string) (net.Conn, error) { return nil, errDeaf }
 
 func bookTable(b *LB) Table { return b.book.table() }
+
+// recorder keeps the newest transaction.
+type recorder struct {
+	*fakeKernel
+	last Ops
+}
+
+func (r *recorder) Apply(o Ops) error { r.last = o; return r.fakeKernel.Apply(o) }
+
+// TestChangesAreSmall: what a change of one of many services takes. The
+// backends of the other services keep all sizes of buckets in use.
+func TestChangesAreSmall(t *testing.T) {
+	k := &recorder{fakeKernel: newFake()}
+	b, err := New(Options{Kernel: k, Loopback: deaf{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld()
+	for i := range 5 {
+		w.services[fmt.Sprint(i)] = svc(fmt.Sprint(i), fmt.Sprintf("10.96.9.%d", i+1), "tcp", 80, 30090+uint16(i),
+			[]string{"10.244.1.1:1", "10.244.1.2:1", "10.244.1.3:1", "10.244.1.4:1"}[:i]...)
+	}
+	w.services["web"] = svc("web", "10.96.0.24", "tcp", 80, 0, "10.244.1.1:80", "10.244.1.2:80", "10.244.1.4:80")
+	steps := []struct {
+		name string
+		web  *state.ServiceView
+		want string
+	}{
+		{"at first", w.services["web"], ""},
+		{"a backend more takes the next slot", svc("web", "10.96.0.24", "tcp", 80, 0, "10.244.1.1:80", "10.244.1.2:80", "10.244.1.3:80", "10.244.1.4:80"), `
+add element inet nodenet eps { 10.96.0.24 . tcp . 80 . 3 : 10.244.1.3 . 80 }
+delete element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:3 }
+add element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:4 }
+`},
+		{"a backend less leaves its slot to the last", svc("web", "10.96.0.24", "tcp", 80, 0, "10.244.1.2:80", "10.244.1.3:80", "10.244.1.4:80"), `
+delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 0 : 10.244.1.1 . 80 }
+delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 3 : 10.244.1.3 . 80 }
+add element inet nodenet eps { 10.96.0.24 . tcp . 80 . 0 : 10.244.1.3 . 80 }
+delete element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:4 }
+add element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:3 }
+`},
+		{"the same in another revision", svc("web", "10.96.0.24", "tcp", 80, 0, "10.244.1.2:80", "10.244.1.3:80", "10.244.1.4:80"), "\n"},
+		{"a backend on this node in place of another", svc("web", "10.96.0.24", "tcp", 80, 0, "10.244.0.2:80", "10.244.1.3:80", "10.244.1.4:80"), `
+delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 1 : 10.244.1.2 . 80 }
+add element inet nodenet eps { 10.96.0.24 . tcp . 80 . 1 : 10.244.0.2 . 80 }
+add element inet nodenet hairpin { 10.244.0.2 . 10.244.0.2 }
+add element bridge nodenet backends { 10.244.0.2 . tcp . 80 : 02:00:00:00:00:01 }
+`},
+		{"the only port of an address gets a node port", svc("web", "10.96.0.24", "tcp", 80, 30001, "10.244.0.2:80", "10.244.1.3:80"), `
+delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 2 : 10.244.1.4 . 80 }
+delete element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:3 }
+add element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:2 }
+add element inet nodenet npeps { tcp . 30001 . 0 : 10.244.0.2 . 80 }
+add element inet nodenet npeps { tcp . 30001 . 1 : 10.244.1.3 . 80 }
+add element inet nodenet npsvc { tcp . 30001 : 0:2 }
+add element inet nodenet remote { 10.244.1.3 . tcp . 80 }
+`},
+		{"another address", svc("web", "10.96.0.25", "tcp", 80, 0, "10.244.1.3:80"), `
+delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 0 : 10.244.1.3 . 80 }
+delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 1 : 10.244.0.2 . 80 }
+add element inet nodenet eps { 10.96.0.25 . tcp . 80 . 0 : 10.244.1.3 . 80 }
+delete element inet nodenet svc { 10.96.0.24 . tcp . 80 : 0:2 }
+add element inet nodenet svc { 10.96.0.25 . tcp . 80 : 0:1 }
+delete element inet nodenet npeps { tcp . 30001 . 0 : 10.244.0.2 . 80 }
+delete element inet nodenet npeps { tcp . 30001 . 1 : 10.244.1.3 . 80 }
+delete element inet nodenet npsvc { tcp . 30001 : 0:2 }
+delete element inet nodenet vips { 10.96.0.24 }
+add element inet nodenet vips { 10.96.0.25 }
+delete element inet nodenet hairpin { 10.244.0.2 . 10.244.0.2 }
+delete element inet nodenet remote { 10.244.1.3 . tcp . 80 }
+delete element bridge nodenet backends { 10.244.0.2 . tcp . 80 : 02:00:00:00:00:01 }
+`},
+		{"gone", nil, `
+delete element inet nodenet eps { 10.96.0.25 . tcp . 80 . 0 : 10.244.1.3 . 80 }
+delete element inet nodenet svc { 10.96.0.25 . tcp . 80 : 0:1 }
+delete element inet nodenet vips { 10.96.0.25 }
+`},
+	}
+	for _, s := range steps {
+		if s.web != nil {
+			w.services["web"] = s.web
+		} else {
+			delete(w.services, "web")
+		}
+		w.rev++
+		k.last = Ops{}
+		if err := b.apply(&wish{w.view(), w.local}); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(s.want, "\n"+k.last.String()); diff != "" && s.want != "" {
+			t.Errorf("%s (-want +got):\n%s", s.name, diff)
+		}
+	}
+}

@@ -78,6 +78,8 @@ type Node struct {
 	dhcp    *dhcp.Server
 	book    *dhcp.Book
 
+	hostAddrs []netip.Addr // of all interfaces, every localTick; runSync's own
+
 	mu    sync.Mutex
 	local overlay.Local // what the host's own interfaces say
 

@@ -40,6 +40,7 @@ func (n *Node) runSync(ctx context.Context) error {
 			return nil
 		}
 	}
+	n.hostAddrs = hostAddrs()
 	n.apply(n.store.Snapshot())
 	for {
 		select {
@@ -55,6 +56,7 @@ func (n *Node) runSync(ctx context.Context) error {
 			n.mu.Lock()
 			n.local = l
 			n.mu.Unlock()
+			n.hostAddrs = hostAddrs()
 			n.apply(n.store.Snapshot())
 		case <-check.C:
 			if err := n.store.CheckView(); err != nil {
@@ -112,7 +114,7 @@ func gateways(nw *state.NetworkView) []netip.Addr {
 func (n *Node) lbLocal(v *state.View, l overlay.Local, plan overlay.Plan) lb.Local {
 	out := lb.Local{
 		Self: n.self, Range: l.ServiceRange, Resolver: l.Resolver,
-		ClusterPrefixes: []netip.Prefix{l.ServiceRange}, NodeAddrs: hostAddrs(),
+		ClusterPrefixes: []netip.Prefix{l.ServiceRange}, NodeAddrs: n.hostAddrs,
 		NodePortFirst: n.cfg.Services.NodePorts.First, NodePortLast: n.cfg.Services.NodePorts.Last,
 	}
 	macs := map[string]net.HardwareAddr{}
