@@ -17,7 +17,7 @@ export GOFLAGS := $(strip $(filter-out -buildvcs=false,$(shell go env GOFLAGS 2>
 # The linter's version is that of .ci/deps.
 STATICCHECK := $(firstword $(wildcard bin/staticcheck) staticcheck)
 
-.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench bench-gossip bench-dns bench-boot soak demo clean help root go deps
+.PHONY: build install test test-unit test-e2e lint fuzz golden docs bench bench-gossip bench-dns bench-lb bench-boot soak demo clean help root go deps
 
 build: go ## build ./bin/nodectl
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/nodectl ./cmd/nodectl
@@ -99,6 +99,10 @@ bench: go ## benchmarks
 bench-gossip: go ## the figures of gossip and whether they hold; FIG_NODES=1000 wants 16 GB and time
 	@mkdir -p bin; go test -count=1 -timeout 30m ./gossip -run '^TestFigures$$' -figures -figures.nodes=$(FIG_NODES) -v >bin/figures.log 2>&1; status=$$?; \
 	  grep -v '^ *--- PASS\|^=== \|took' bin/figures.log; exit $$status
+
+bench-lb: root go ## the figures of services and whether they hold, as root: about three minutes on two free cores; haproxy and nginx are compared where installed
+	@mkdir -p bin; go test -count=1 -timeout 15m ./test/bench/lb -run '^TestFigures$$' -figures -v >bin/figures-lb.log 2>&1; status=$$?; \
+	  grep -v '^ *--- PASS\|^=== \|took' bin/figures-lb.log; exit $$status
 
 soak: go ## simulated clusters with fresh seeds for SOAK (30m); a failure says how to replay it
 	@go test -c -o bin/soak.test ./gossip

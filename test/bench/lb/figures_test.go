@@ -1,0 +1,129 @@
+// Package lb measures what the load balancer promises: what a change costs,
+// how fast connections are. `make bench-lb` runs it as root, in network
+// namespaces of its own. Nothing is asserted: a goal that is missed says so.
+package lb
+
+import (
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	figures  = flag.Bool("figures", false, "measure the figures of services and print a table")
+	figPairs = flag.Int("figures.pairs", 30, "pairs of measurements where two ways are compared")
+)
+
+// figure is one line of the table.
+type figure struct {
+	name  string
+	value float64
+	unit  string
+	goal  float64 // 0: none, shown for comparison
+	least bool    // the value should be at least the goal, not at most
+	how   string
+}
+
+func (f figure) reached() bool {
+	return f.goal == 0 || f.least == (f.value >= f.goal) || f.value == f.goal
+}
+
+type figureTable struct{ lines []figure }
+
+func (t *figureTable) add(fs ...figure) { t.lines = append(t.lines, fs...) }
+
+func (t *figureTable) String() string {
+	var b strings.Builder
+	b.WriteString("| figure | measured | goal | measured/goal | | how |\n|---|---|---|---|---|---|\n")
+	for _, f := range t.lines {
+		goal, ratio, ok := "–", "–", ""
+		if f.goal > 0 {
+			sign := "≤"
+			if f.least {
+				sign = "≥"
+			}
+			goal, ratio, ok = strings.TrimSpace(fmt.Sprintf("%s %s %s", sign, num(f.goal), f.unit)), fmt.Sprintf("%.3g", f.value/f.goal), "reached"
+			if !f.reached() {
+				ok = "MISSED"
+			}
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", f.name, strings.TrimSpace(num(f.value)+" "+f.unit), goal, ratio, ok, f.how)
+	}
+	return b.String()
+}
+
+func num(v float64) string {
+	if v >= 100 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
+}
+
+func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+
+// quantile returns the value below which a share of d lies. It sorts d.
+func quantile(d []time.Duration, q float64) time.Duration {
+	slices.Sort(d)
+	return d[min(len(d)-1, int(q*float64(len(d))))]
+}
+
+// ratio is a series of comparisons of two ways, one after the other.
+type ratio []float64
+
+// mean returns the geometric mean and the half width of its 95 % interval, as
+// a factor: pairs are independent of each other, and what the machine does
+// besides disturbs both sides of a pair alike.
+func (r ratio) mean() (mean, low, high float64) {
+	var sum, sq float64
+	for _, x := range r {
+		sum += math.Log(x)
+	}
+	n := float64(len(r))
+	m := sum / n
+	for _, x := range r {
+		sq += (math.Log(x) - m) * (math.Log(x) - m)
+	}
+	// Student's t at 29 degrees of freedom and more is 2.05 at most.
+	half := 2.05 * math.Sqrt(sq/(n-1)/n)
+	return math.Exp(m), math.Exp(m - half), math.Exp(m + half)
+}
+
+func TestFigures(t *testing.T) {
+	if !*figures {
+		t.Skip("run with -figures, or make bench-lb")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces and nftables")
+	}
+	var tab figureTable
+	began := time.Now()
+	for _, part := range []struct {
+		name string
+		fn   func(*testing.T, *figureTable)
+	}{
+		{"updates", figUpdates}, {"others", figOthers}, {"traffic", figTraffic},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			at := time.Now()
+			part.fn(t, &tab)
+			t.Logf("took %s", time.Since(at).Round(time.Second))
+		})
+		runtime.GC()
+	}
+	commit, _ := exec.Command("git", "describe", "--always", "--dirty").Output()
+	load, _ := os.ReadFile("/proc/loadavg")
+	var uts unix.Utsname
+	_ = unix.Uname(&uts)
+	fmt.Printf("\ncommit %s, %s, Linux %s, %d CPUs, load average at the end %s, %s\n\n", strings.TrimSpace(string(commit)), runtime.Version(),
+		unix.ByteSliceToString(uts.Release[:]), runtime.NumCPU(), strings.Join(strings.Fields(string(load))[:1], " "), time.Since(began).Round(time.Second))
+	fmt.Println(tab.String())
+}
