@@ -20,7 +20,7 @@ import (
 
 var (
 	figures  = flag.Bool("figures", false, "measure the figures of services and print a table")
-	figPairs = flag.Int("figures.pairs", 30, "pairs of measurements where two ways are compared")
+	figPairs = flag.Int("figures.pairs", 90, "pairs of measurements where two ways are compared")
 )
 
 // figure is one line of the table.
@@ -69,6 +69,16 @@ func num(v float64) string {
 }
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+
+// cpuTime is what this process has computed so far, the kernel on its behalf
+// included.
+func cpuTime() time.Duration {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
 
 // quantile returns the value below which a share of d lies. It sorts d.
 func quantile(d []time.Duration, q float64) time.Duration {
