@@ -89,22 +89,15 @@ func quantile(d []time.Duration, q float64) time.Duration {
 // ratio is a series of comparisons of two ways, one after the other.
 type ratio []float64
 
-// mean returns the geometric mean and the half width of its 95 % interval, as
-// a factor: pairs are independent of each other, and what the machine does
-// besides disturbs both sides of a pair alike.
-func (r ratio) mean() (mean, low, high float64) {
-	var sum, sq float64
-	for _, x := range r {
-		sum += math.Log(x)
-	}
-	n := float64(len(r))
-	m := sum / n
-	for _, x := range r {
-		sq += (math.Log(x) - m) * (math.Log(x) - m)
-	}
-	// Student's t at 29 degrees of freedom and more is 2.05 at most.
-	half := 2.05 * math.Sqrt(sq/(n-1)/n)
-	return math.Exp(m), math.Exp(m - half), math.Exp(m + half)
+// median returns the median with its 95 % interval, which assumes nothing of
+// how the ratios are distributed: half of all pairs lie below the median, so
+// that the ranks of the interval are those of a fair coin.
+func (r ratio) median() (median, low, high float64) {
+	s := slices.Sorted(slices.Values(r))
+	n := float64(len(s))
+	half := 0.98 * math.Sqrt(n)
+	at := func(rank float64) float64 { return s[min(max(int(rank), 0), len(s)-1)] }
+	return at(n / 2), at(math.Floor(n/2 - half)), at(math.Ceil(n/2 + half))
 }
 
 func TestFigures(t *testing.T) {

@@ -293,8 +293,8 @@ func figTraffic(t *testing.T, tab *figureTable) {
 		return []float64{rate, 1 / first.Seconds(), float64(n) / (cpuTime() - before).Seconds()}
 	}
 	line := func(name string, r ratio, goal float64, how string) {
-		mean, low, high := r.mean()
-		tab.add(figure{name: name, value: mean, goal: goal, least: goal > 0, how: fmt.Sprintf("%d interleaved pairs of %v; 95 %% interval %.3f to %.3f; %s", len(r), each, low, high, how)})
+		median, low, high := r.median()
+		tab.add(figure{name: name, value: median, goal: goal, least: goal > 0, how: fmt.Sprintf("%d interleaved pairs of %v, their median; 95 %% interval %.3f to %.3f; %s", len(r), each, low, high, how)})
 	}
 	r := compare(many, one, open)
 	line("connects/s, 30 000 services to 1", r[0], 0.95, fmt.Sprintf("one client, one after another, %.0f/s and %.0f/s", middle(seen[many]), middle(seen[one])))
