@@ -8,8 +8,11 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"pgregory.net/rapid"
 
 	"nodenet/state"
@@ -298,4 +301,71 @@ delete element inet nodenet vips { 10.96.0.25 }
 			t.Errorf("%s (-want +got):\n%s", s.name, diff)
 		}
 	}
+}
+
+// TestBookInKernel is TestBookAgrees against nf_tables: its elements are
+// listed after every change.
+func TestBookInKernel(t *testing.T) {
+	k := newSpace(t).kernel()
+	n := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		if n++; n > 10 {
+			return // each step lists the kernel
+		}
+		b, err := New(Options{Kernel: k, Loopback: deaf{}}) // finds what the last one left
+		if err != nil {
+			rt.Fatal(err)
+		}
+		w := newWorld()
+		for range rapid.IntRange(4, 12).Draw(rt, "steps") {
+			w.mutate(rt)
+			if err := b.apply(&wish{w.view(), w.local}); err != nil {
+				rt.Fatal(err)
+			}
+			tab := bookTable(b)
+			wantKernel(t, k, &tab)
+			if t.Failed() {
+				rt.FailNow()
+			}
+		}
+	})
+}
+
+// TestBookIsChecked: a book that went wrong is noticed within ten minutes and
+// made anew.
+func TestBookIsChecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFake()
+		b, err := New(Options{Kernel: k, Loopback: deaf{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- b.Run(ctx) }()
+		b.Set(testView(), testLocal())
+		synctest.Wait()
+		b.book.vips.add(addr("10.96.0.20"), -1) // Run waits for its ticker
+		if b.book.agrees() != "addresses, targets or networks" {
+			t.Errorf("a lost address is not seen: %q", b.book.agrees())
+		}
+		k.with(func() {
+			els := k.tables["inet"].Elems
+			els["vips"] = els["vips"][1:]
+		})
+		time.Sleep(checkEvery + tickEvery)
+		synctest.Wait()
+		tab := bookTable(b)
+		wantKernel(t, k, &tab)
+		if what := b.book.agrees(); what != "" || len(tab.VIPs) != 6 {
+			t.Errorf("not made anew: %s, %d addresses", what, len(tab.VIPs))
+		}
+		if n := testutil.ToFloat64(b.m.disagreements); n != 1 {
+			t.Errorf("%v disagreements counted, want 1", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }

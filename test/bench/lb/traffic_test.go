@@ -359,7 +359,7 @@ listen sink
   server s 10.244.4.2:8081
 `, []string{"-db", "-f", "%s"}},
 	{"nginx", `
-load_module modules/ngx_stream_module.so;
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 daemon off;
 master_process off;
 pid nginx.pid;
@@ -381,14 +381,7 @@ func (tp *topology) proxy(t *testing.T, p proxyOf) (stop func(), err error) {
 	}
 	dir := t.TempDir()
 	file := filepath.Join(dir, p.name+".conf")
-	config := p.config
-	for _, m := range []string{os.Getenv("NGINX_MODULES"), "/usr/lib/nginx/modules"} {
-		if _, err := os.Stat(filepath.Join(m, "ngx_stream_module.so")); m != "" && err == nil {
-			config = strings.Replace(config, "modules/ngx_stream", m+"/ngx_stream", 1)
-			break
-		}
-	}
-	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(p.config), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	var args []string
