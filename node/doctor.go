@@ -211,6 +211,9 @@ func (n *Node) checkPeers(v *state.View) []api.Check {
 		if p.State != state.Alive.String() {
 			c.Status = bad
 			c.Fix = fmt.Sprintf("see that the node is up and that tcp and udp %d and tcp %d between the nodes are open", n.cfg.Cluster.GossipPort, n.cfg.Cluster.SyncPort)
+			if long, fix := longDead(p.Name, p.State, p.Since, time.Now()); long != "" {
+				c.Detail, c.Fix = c.Detail+", "+long, fix
+			}
 		}
 		out = append(out, c)
 	}
@@ -218,6 +221,21 @@ func (n *Node) checkPeers(v *state.View) []api.Check {
 		out = append(out, api.Check{Name: "peers", Status: skip, Detail: "a cluster of one"})
 	}
 	return out
+}
+
+// deadLong is after how long a dead node is somebody's business: nothing of it
+// is given up before it is forgotten.
+const deadLong = 24 * time.Hour
+
+// longDead says what to do about a node that this one has not heard of since
+// long ago, Unix seconds; "": nothing.
+func longDead(name, is string, since int64, now time.Time) (detail, fix string) {
+	d := now.Sub(time.Unix(since, 0))
+	if is != state.Dead.String() || since == 0 || d < deadLong {
+		return "", ""
+	}
+	return fmt.Sprintf("for %d h: its routes and addresses stay", int(d.Hours())),
+		fmt.Sprintf("bring it back; if it is gone for good, `nodectl node forget %s` takes its addresses over", name)
 }
 
 // checkDNS asks over the network path that a workload's resolver takes.
