@@ -7,15 +7,13 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
-
 	"nodenet/state"
 )
 
 // Tables is what replication needs of a state.Store.
 type Tables interface {
 	Snapshot() *state.Snapshot
-	MergeFrom(peer state.NodeID, d state.Delta) (int, error)
+	MergeAll(peer state.NodeID, ds []state.Delta) []state.Merged
 	Merge([]state.Record, bool) (int, error)
 	Reissue(state.Mark) (int, error)
 	RaiseHorizon(state.HLC) (int, error)
@@ -305,28 +303,28 @@ func (r *replica) missing(sn *state.Snapshot, d *digest, behind bool) (out []fra
 func (r *replica) apply(s *session, f *push, o *outcome) (gap bool) {
 	fresh := &push{Sent: f.Sent}
 	n := 0
-	for i, m := range r.mergeDeltas(s.peer, f.Deltas) {
+	for i, m := range r.tables.MergeAll(s.peer, f.Deltas) {
 		d := f.Deltas[i]
 		switch {
-		case errors.Is(m.err, state.ErrGap):
+		case errors.Is(m.Err, state.ErrGap):
 			gap = true
-		case errors.Is(m.err, state.ErrDiffers):
+		case errors.Is(m.Err, state.ErrDiffers):
 			if s.mistrust(d.Owner) {
 				o.reply = append(o.reply, r.start()) // for the whole set
 			} else {
 				o.forged++
 			}
-			o.errs = append(o.errs, m.err)
-		case m.err != nil:
-			if errors.Is(m.err, state.ErrForged) {
+			o.errs = append(o.errs, m.Err)
+		case m.Err != nil:
+			if errors.Is(m.Err, state.ErrForged) {
 				o.forged++
 			}
-			o.errs = append(o.errs, m.err)
+			o.errs = append(o.errs, m.Err)
 		default:
 			delete(s.differs, d.Owner)
 		}
-		if m.applied > 0 {
-			o.applied += m.applied
+		if m.Applied > 0 {
+			o.applied += m.Applied
 			n += len(d.Records)
 			if len(d.Sig) > 0 { // others would refuse it from us
 				fresh.Deltas = append(fresh.Deltas, d)
@@ -361,31 +359,4 @@ func (r *replica) apply(s *session, f *push, o *outcome) (gap bool) {
 		o.fresh = fresh
 	}
 	return gap
-}
-
-type merged struct {
-	applied int
-	err     error
-}
-
-// mergeDeltas merges the deltas of different owners at the same time, so that
-// the store can make them durable together; those of one owner in order.
-func (r *replica) mergeDeltas(peer state.NodeID, ds []state.Delta) []merged {
-	out := make([]merged, len(ds))
-	owners := map[state.NodeID][]int{}
-	for i := range ds {
-		owners[ds[i].Owner] = append(owners[ds[i].Owner], i)
-	}
-	var eg errgroup.Group
-	eg.SetLimit(64)
-	for _, list := range owners {
-		eg.Go(func() error {
-			for _, i := range list {
-				out[i].applied, out[i].err = r.tables.MergeFrom(peer, ds[i])
-			}
-			return nil
-		})
-	}
-	eg.Wait()
-	return out
 }

@@ -1,7 +1,6 @@
 package state
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -39,6 +38,7 @@ type checked struct {
 	whole  bool
 	base   *entry      // what a signed delta that is not whole was checked against
 	sum    *lthash.Sum // of the set afterwards
+	Merged             // what became of it
 }
 
 // MergeDelta is MergeFrom for a delta of which nobody knows who sent it.
@@ -54,50 +54,8 @@ func (s *Store) MergeDelta(d Delta) (int, error) { return s.MergeFrom("", d) }
 // the peer is not the owner. Nothing is applied then. A Store without a key of
 // its own takes unsigned deltas from anybody.
 func (s *Store) MergeFrom(peer NodeID, d Delta) (int, error) {
-	if !d.Owner.Valid() {
-		return 0, fmt.Errorf("merge delta: owner %q is not a node ID", d.Owner)
-	}
-	if d.More {
-		return 0, fmt.Errorf("merge delta of %s: a part without its end: %w", d.Owner.Short(), ErrForged)
-	}
-	c := &checked{Delta: &d, signed: len(d.Sig) > 0}
-	c.whole = c.signed && d.whole()
-	sn := s.Snapshot()
-	mark := sn.Head(d.Owner).Mark
-	switch {
-	case d.To.Compare(mark) <= 0:
-		return 0, nil // old news, whoever says so
-	case !d.Replace && d.From.Compare(mark) > 0:
-		return 0, ErrGap
-	}
-	if c.signed {
-		h := d.head()
-		if err := h.verify(); err != nil {
-			return 0, fmt.Errorf("merge: %w", err)
-		}
-	} else if s.key != nil && peer != d.Owner {
-		return 0, fmt.Errorf("merge delta of %s: %w", d.Owner.Short(), ErrUnsigned)
-	}
-	if err := s.inspect(c); err != nil {
-		return 0, fmt.Errorf("merge delta of %s: %w", d.Owner.Short(), err)
-	}
-	for {
-		if c.signed {
-			if err := c.tally(sn); err != nil {
-				return 0, fmt.Errorf("merge delta of %s up to epoch %d: %w", d.Owner.Short(), d.To.Epoch, err)
-			}
-		}
-		r := &request{delta: c}
-		if err := s.do(context.Background(), r); err != nil {
-			return 0, err
-		}
-		if !errors.Is(r.err, errMoved) {
-			return r.applied, r.err
-		}
-		// Somebody else brought the same owner's history further. It only
-		// ever grows, so that this ends.
-		sn = s.Snapshot()
-	}
+	m := s.MergeAll(peer, []Delta{d})[0]
+	return m.Applied, m.Err
 }
 
 // inspect checks a delta's shape. What a signature cannot vouch for is made

@@ -82,7 +82,7 @@ type Store struct {
 
 type request struct {
 	write   func(*Snapshot) ([]Op, error)
-	delta   *checked
+	deltas  []*checked
 	merge   []Record
 	durable bool
 	live    map[NodeID]Live
@@ -334,8 +334,10 @@ func (s *Store) commit(reqs []*request) {
 	b := s.begin(s.cur.Load())
 	for _, r := range reqs {
 		switch {
-		case r.delta != nil:
-			r.applied, r.err = b.delta(r.delta)
+		case r.deltas != nil:
+			for _, c := range r.deltas {
+				c.Applied, c.Err = b.delta(c)
+			}
 		case r.merge != nil:
 			r.applied = b.merge(r.merge, b.stale(r.durable))
 		case r.step != nil:
