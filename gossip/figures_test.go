@@ -12,6 +12,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // The figures of `make bench-gossip`: what the package promises, measured, and
@@ -184,6 +187,8 @@ func (h *herd) spreads(n int) (p50, p99, last time.Duration) {
 // not arrived yet.
 func (h *herd) sustain(tab *figureTable, rate int, d time.Duration) {
 	before, cpu := h.net.sent, cpuTime()
+	copies := h.count(func(m *metrics) prometheus.Counter { return m.copies })
+	applied := h.count(func(m *metrics) prometheus.Counter { return m.applied })
 	gap := time.Second / time.Duration(rate)
 	began := time.Now()
 	written := 0
@@ -212,10 +217,21 @@ func (h *herd) sustain(tab *figureTable, rate int, d time.Duration) {
 		carried = 0 // it cannot keep up
 	}
 	n := float64(len(h.nodes))
+	copies = h.count(func(m *metrics) prometheus.Counter { return m.copies }) - copies
+	applied = h.count(func(m *metrics) prometheus.Counter { return m.applied }) - applied
 	tab.add(figure{"sustained endpoint changes, cluster-wide", carried, "/s", float64(rate), true,
 		fmt.Sprintf("for %v; not yet at a node: %.0f changes in the first third, %.0f in the last, all there %v after the end", d, early, late, drained.Round(time.Millisecond))},
 		figure{"… CPU of a node", 100 * used.Seconds() / took.Seconds() / n, "% of a core", 0, false, "signatures verified; the simulated network included"},
-		figure{"… traffic out of a node", float64(sent.wire()) / 1000 / n / took.Seconds(), "kB/s", 0, false, ""})
+		figure{"… traffic out of a node", float64(sent.wire()) / 1000 / n / took.Seconds(), "kB/s", 0, false, ""},
+		figure{"… times that a node is sent a change", (copies + applied) / applied, "", 0, false, ""})
+}
+
+// count sums a counter over all nodes.
+func (h *herd) count(of func(*metrics) prometheus.Counter) (sum float64) {
+	for _, n := range h.nodes {
+		sum += testutil.ToFloat64(of(n.g.met))
+	}
+	return sum
 }
 
 func mean(v []int) float64 {

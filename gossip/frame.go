@@ -331,30 +331,45 @@ func encodeFrame(f frame) ([]byte, error) {
 // readFrame reads one frame of at most limit bytes. The frame is nil when its
 // kind is unknown. n is what was taken off the wire.
 func readFrame(r io.Reader, limit int) (f frame, n int, err error) {
+	k, body, n, err := readBody(r, limit)
+	if err != nil {
+		return nil, n, err
+	}
+	f, err = decodeFrame(k, body)
+	return f, n, err
+}
+
+// readBody reads a frame without looking into it.
+func readBody(r io.Reader, limit int) (k kind, body []byte, n int, err error) {
 	var h [frameHeader]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
-		return nil, 0, err
+		return 0, nil, 0, err
 	}
 	size := int64(binary.BigEndian.Uint32(h[:]))
-	k := kind(h[5])
+	k = kind(h[5])
 	switch {
 	case size < 2:
-		return nil, 0, fmt.Errorf("read frame of %d bytes: want at least 2", size)
+		return k, nil, 0, fmt.Errorf("read frame of %d bytes: want at least 2", size)
 	case h[4] != frameVersion:
-		return nil, 0, fmt.Errorf("read frame: %w: %d, want %d", errFrameVersion, h[4], frameVersion)
+		return k, nil, 0, fmt.Errorf("read frame: %w: %d, want %d", errFrameVersion, h[4], frameVersion)
 	case size > int64(limit):
-		return nil, 0, fmt.Errorf("read %s frame of %d bytes: %w: at most %d", k, size, errFrameSize, limit)
+		return k, nil, 0, fmt.Errorf("read %s frame of %d bytes: %w: at most %d", k, size, errFrameSize, limit)
 	}
-	body := make([]byte, size-2)
+	body = make([]byte, size-2)
 	if _, err := io.ReadFull(r, body); err != nil {
-		return nil, 0, fmt.Errorf("read %s frame: %w", k, err)
+		return k, nil, 0, fmt.Errorf("read %s frame: %w", k, err)
 	}
-	n = frameHeader + len(body)
-	if f = newFrame(k); f == nil {
-		return nil, n, nil
+	return k, body, frameHeader + len(body), nil
+}
+
+// decodeFrame decodes what readBody returned; nil for an unknown kind.
+func decodeFrame(k kind, body []byte) (frame, error) {
+	f := newFrame(k)
+	if f == nil {
+		return nil, nil
 	}
 	if err := frameDec.Unmarshal(body, f); err != nil {
-		return nil, n, fmt.Errorf("decode %s frame: %w", k, err)
+		return nil, fmt.Errorf("decode %s frame: %w", k, err)
 	}
-	return f, n, nil
+	return f, nil
 }

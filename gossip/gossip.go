@@ -68,6 +68,7 @@ type Gossip struct {
 	started  int64
 	clones   clones
 	rep      replica
+	encoded  encoded
 	met      *metrics
 	tokens   *tokens
 

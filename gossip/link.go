@@ -46,6 +46,7 @@ type link struct {
 	clock peerClock
 
 	box     outbox
+	load    int           // the writer's own: changes in the last push
 	offered chan struct{} // signalled when there is something in the box
 
 	pingMu sync.Mutex
@@ -102,7 +103,7 @@ func (l *link) send(f frame) error {
 		l.g.met.dropped.Inc()
 		return err
 	}
-	l.g.met.frames.WithLabelValues("out", f.kind().String()).Inc()
+	l.g.met.out[f.kind()].Inc()
 	return nil
 }
 
@@ -145,7 +146,7 @@ func (l *link) write(ctx context.Context) {
 	defer tick.Stop()
 	put := func(b []byte) error {
 		l.sent.Add(uint64(len(b)))
-		l.g.met.bytes.WithLabelValues("out").Add(float64(len(b)))
+		l.g.met.bytesOut.Add(float64(len(b)))
 		return w.write(b)
 	}
 	alive := func() bool {
@@ -258,7 +259,7 @@ func (l *link) writeSome(put func([]byte) error) (busy bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	l.g.met.frames.WithLabelValues("out", f.kind().String()).Inc()
+	l.g.met.out[f.kind()].Inc()
 	return true, put(b)
 }
 
@@ -320,7 +321,7 @@ func (l *link) read(ctx context.Context) error {
 	pr := &progressReader{l.conn, l.g.t.keepalive, func() { l.heard.Store(int64(time.Since(l.opened))) }}
 	r := bufio.NewReaderSize(pr, linkBuffer)
 	for {
-		f, n, err := readFrame(r, MaxFrame)
+		k, body, n, err := readBody(r, MaxFrame)
 		if err != nil {
 			select {
 			case <-l.closed:
@@ -333,14 +334,25 @@ func (l *link) read(ctx context.Context) error {
 			return err
 		}
 		l.in.Add(uint64(n))
-		l.g.met.bytes.WithLabelValues("in").Add(float64(n))
+		l.g.met.bytesIn.Add(float64(n))
 		if l.limit.wait(ctx, l.closed, n) {
 			l.g.met.throttled.Inc()
 		}
-		if f == nil {
-			continue // from a newer version
+		var f frame
+		if k == kindPush {
+			f, err = l.novel(body)
+		} else {
+			f, err = decodeFrame(k, body)
 		}
-		l.g.met.frames.WithLabelValues("in", f.kind().String()).Inc()
+		if err != nil {
+			return err
+		}
+		if c := l.g.met.in[k]; c != nil {
+			c.Inc()
+		}
+		if f == nil {
+			continue // from a newer version, or nothing new
+		}
 		if err := l.handle(ctx, f); err != nil {
 			return err
 		}
@@ -370,12 +382,6 @@ func (l *link) handle(ctx context.Context, f frame) error {
 // replicate gives a frame to the protocol and does what comes out.
 func (l *link) replicate(f frame) {
 	g := l.g
-	if p, ok := f.(*push); ok {
-		if p = l.novel(p); p == nil {
-			return
-		}
-		f = p
-	}
 	l.given.note(f, l.sess.more, g.self)
 	o := g.rep.handle(&l.sess, f)
 	if _, ok := f.(*push); ok && len(o.reply) > 0 && !l.mayAsk() {

@@ -213,7 +213,7 @@ func TestMetricNames(t *testing.T) {
 		got = append(got, strings.TrimPrefix(f.GetName(), "nodenet_gossip_"))
 	}
 	want := []string{"bytes_total", "calls_total", "dial_errors_total", "forged_total", "frames_dropped_total", "frames_throttled_total", "frames_total", "frozen", "links",
-		"peers", "pushes_total", "records_applied_total", "records_rejected_total", "refused_total", "rtt_seconds", "sync_rounds_total"}
+		"peers", "push_copies_total", "pushes_total", "records_applied_total", "records_rejected_total", "refused_total", "rtt_seconds", "sync_rounds_total"}
 	if !slices.Equal(got, want) {
 		t.Errorf("metrics %q\nwant %q", got, want)
 	}

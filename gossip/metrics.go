@@ -15,6 +15,7 @@ type metrics struct {
 	calls      *prometheus.CounterVec
 	rounds     prometheus.Counter
 	pushes     prometheus.Counter
+	copies     prometheus.Counter
 	applied    prometheus.Counter
 	rejected   prometheus.Counter
 	forged     prometheus.Counter
@@ -25,6 +26,11 @@ type metrics struct {
 	links      *prometheus.Desc
 	rtt        *prometheus.Desc
 	frozen     *prometheus.Desc
+
+	// Of frames and bytes, by direction: looking them up by their labels would
+	// cost more than many a frame.
+	in, out           map[kind]prometheus.Counter
+	bytesIn, bytesOut prometheus.Counter
 }
 
 func newMetrics(g *Gossip) *metrics {
@@ -37,7 +43,7 @@ func newMetrics(g *Gossip) *metrics {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("nodenet_gossip_"+name, help, labels, nil)
 	}
-	return &metrics{
+	m := &metrics{
 		g:          g,
 		frames:     vec("frames_total", "Frames on streams.", "direction", "kind"),
 		bytes:      vec("bytes_total", "Bytes of frames on streams.", "direction"),
@@ -45,6 +51,7 @@ func newMetrics(g *Gossip) *metrics {
 		calls:      vec("calls_total", "Calls of other nodes' handlers.", "result"),
 		rounds:     counter("sync_rounds_total", "Exchanges of digests begun."),
 		pushes:     counter("pushes_total", "Batches of fresh changes sent or forwarded."),
+		copies:     counter("push_copies_total", "Changes in pushes of peers that were known already."),
 		applied:    counter("records_applied_total", "Records of peers that were new."),
 		rejected:   counter("records_rejected_total", "Deltas or records of peers that were refused."),
 		forged:     counter("forged_total", "Deltas of peers that are not what the owner of the records signed."),
@@ -55,11 +62,18 @@ func newMetrics(g *Gossip) *metrics {
 		links:      desc("links", "Open streams."),
 		rtt:        desc("rtt_seconds", "Smoothed round-trip time of a stream.", "node"),
 		frozen:     desc("frozen", "1 while withdrawals are frozen after a mass loss."),
+		in:         map[kind]prometheus.Counter{},
+		out:        map[kind]prometheus.Counter{},
 	}
+	m.bytesIn, m.bytesOut = m.bytes.WithLabelValues("in"), m.bytes.WithLabelValues("out")
+	for k, name := range kindNames {
+		m.in[k], m.out[k] = m.frames.WithLabelValues("in", name), m.frames.WithLabelValues("out", name)
+	}
+	return m
 }
 
 func (m *metrics) counters() []prometheus.Collector {
-	return []prometheus.Collector{m.frames, m.bytes, m.refused, m.calls, m.rounds, m.pushes, m.applied, m.rejected, m.forged, m.dropped, m.throttled, m.dialErrors}
+	return []prometheus.Collector{m.frames, m.bytes, m.refused, m.calls, m.rounds, m.pushes, m.copies, m.applied, m.rejected, m.forged, m.dropped, m.throttled, m.dialErrors}
 }
 
 // Describe implements prometheus.Collector.

@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -17,6 +18,8 @@ const (
 	// pushGap is how many push delays lie between two pushes on one link: with
 	// many changes a second they travel together, a lone one leaves at once.
 	pushGap = 5
+	// maxGap is how many times longer that gap becomes under load.
+	maxGap = 4
 	// gapEvery bounds the exchanges that pushes with something missing before
 	// them lead to on one link, in push delays.
 	gapEvery = 50
@@ -65,17 +68,16 @@ func (o *outbox) put(p *push, sent []state.NodeID) {
 }
 
 // seen takes out what the peer has just sent itself.
-func (o *outbox) seen(p *push, sn *state.Snapshot) {
+func (o *outbox) seen(places []place, recs []state.Record, sn *state.Snapshot) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for i := range p.Deltas {
-		d := &p.Deltas[i]
+	for _, d := range places {
 		if _, ok := o.owners[d.Owner]; ok && d.To.Compare(sn.Head(d.Owner).Mark) >= 0 {
 			delete(o.owners, d.Owner)
 		}
 	}
-	for i := range p.Records {
-		r := &p.Records[i]
+	for i := range recs {
+		r := &recs[i]
 		if o.ids[r.ID] {
 			if have, ok := sn.Get(r.ID); ok && state.Compare(r.ID.Class, r.Version, have.Version) >= 0 {
 				delete(o.ids, r.ID)
@@ -86,7 +88,7 @@ func (o *outbox) seen(p *push, sn *state.Snapshot) {
 
 // take empties the outbox. It returns nil when there is nothing to push; all
 // says that there is more than a push may carry.
-func (o *outbox) take(sn *state.Snapshot) (p *push, all bool) {
+func (o *outbox) take(sn *state.Snapshot, enc *encoded) (p *wirePush, all bool) {
 	o.mu.Lock()
 	owners, ids, sent, all := o.owners, o.ids, o.sent, o.all
 	o.owners, o.ids, o.sent, o.all = nil, nil, nil, false
@@ -94,15 +96,15 @@ func (o *outbox) take(sn *state.Snapshot) (p *push, all bool) {
 	if all || len(owners)+len(ids) == 0 {
 		return nil, all
 	}
-	p = &push{Sent: sent}
+	p = &wirePush{Sent: sent}
 	count, size := 0, 0
 	for id, from := range owners {
-		d := sn.Delta(id, from, chunkRecords)
-		if d.Replace || d.To != sn.Head(id).Mark {
+		d, ok := enc.delta(sn, id, from)
+		if !ok {
 			return nil, true
 		}
-		count, size = count+len(d.Records), size+sizeOf(d.Records)
-		p.Deltas = append(p.Deltas, d)
+		count, size = count+d.records, size+len(d.raw)
+		p.Deltas = append(p.Deltas, d.raw)
 	}
 	for id := range ids {
 		if r, ok := sn.Get(id); ok {
@@ -181,48 +183,71 @@ func (g *Gossip) forward(p *push, from state.NodeID) {
 }
 
 // novel returns what of a push is not held yet, nil for nothing. Most copies of
-// a change come second: they must cost less than the first.
-func (l *link) novel(p *push) *push {
+// a change come second: they are not even decoded.
+func (l *link) novel(body []byte) (frame, error) {
+	var w wirePush
+	if err := frameDec.Unmarshal(body, &w); err != nil {
+		return nil, fmt.Errorf("decode push frame: %w", err)
+	}
+	places := make([]place, len(w.Deltas))
+	for i, raw := range w.Deltas {
+		if err := frameDec.Unmarshal(raw, &places[i]); err != nil {
+			return nil, fmt.Errorf("decode push frame: %w", err)
+		}
+	}
 	sn := l.g.rep.tables.Snapshot()
-	l.box.seen(p, sn)
-	out := &push{Sent: p.Sent}
-	for i := range p.Deltas {
-		if d := &p.Deltas[i]; d.Replace || d.To.Compare(sn.Head(d.Owner).Mark) > 0 {
-			out.Deltas = append(out.Deltas, *d)
+	l.box.seen(places, w.Records, sn)
+	out := &push{Sent: w.Sent}
+	for i, d := range places {
+		if !d.Replace && d.To.Compare(sn.Head(d.Owner).Mark) <= 0 {
+			continue
+		}
+		var full state.Delta
+		if err := frameDec.Unmarshal(w.Deltas[i], &full); err != nil {
+			return nil, fmt.Errorf("decode push frame: %w", err)
+		}
+		out.Deltas = append(out.Deltas, full)
+	}
+	for i := range w.Records {
+		if have, ok := sn.Get(w.Records[i].ID); !ok || have.Version != w.Records[i].Version {
+			out.Records = append(out.Records, w.Records[i])
 		}
 	}
-	for i := range p.Records {
-		if have, ok := sn.Get(p.Records[i].ID); !ok || have.Version != p.Records[i].Version {
-			out.Records = append(out.Records, p.Records[i])
-		}
+	fresh := len(out.Deltas) + len(out.Records)
+	l.g.met.copies.Add(float64(len(w.Deltas) + len(w.Records) - fresh))
+	if fresh == 0 {
+		return nil, nil
 	}
-	if len(out.Deltas)+len(out.Records) == 0 {
-		return nil
-	}
-	return out
+	return out, nil
 }
 
-// pushing returns when the outbox may be emptied next.
+// pushing returns when the outbox may be emptied next: the more there was in
+// it the last time, the later. A busy cluster's changes then travel in fewer
+// frames, and more of them are taken out by seen before they do.
 func (l *link) pushing(last time.Time) time.Duration {
-	return max(0, time.Until(last.Add(pushGap*l.g.t.push)))
+	gap := time.Duration(pushGap*min(maxGap, 1+l.load)) * l.g.t.push
+	return max(0, time.Until(last.Add(gap)))
 }
 
 // pushed returns the encoded content of the outbox, nil for nothing.
 func (l *link) pushed() []byte {
-	p, all := l.box.take(l.g.rep.tables.Snapshot())
+	p, all := l.box.take(l.g.rep.tables.Snapshot(), &l.g.encoded)
+	l.load = 0
 	if all {
+		l.load = pushLimit
 		l.startSync()
 		return nil
 	}
 	if p == nil {
 		return nil
 	}
+	l.load = len(p.Deltas) + len(p.Records)
 	b, err := encodeFrame(p)
 	if err != nil {
 		l.startSync() // too large for a frame
 		return nil
 	}
-	l.g.met.frames.WithLabelValues("out", kindPush.String()).Inc()
+	l.g.met.out[kindPush].Inc()
 	return b
 }
 

@@ -1,13 +1,17 @@
 package gossip
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/fxamacker/cbor/v2"
 
 	"nodenet/state"
 )
@@ -129,22 +133,79 @@ func TestOutbox(t *testing.T) {
 		write(t, s, name(fmt.Sprintf("two-%d", i)))
 		offer(&o)
 	}
-	p, all := o.take(s.Snapshot())
-	if all || p == nil || len(p.Deltas) != 1 || p.Deltas[0].From != from || p.Deltas[0].To != s.Snapshot().Head(s.Self()).Mark {
+	var enc encoded
+	p, all := o.take(s.Snapshot(), &enc)
+	if all || p == nil || len(p.Deltas) != 1 {
 		t.Fatalf("took %+v, all %v", p, all)
 	}
-	if p, all := o.take(s.Snapshot()); p != nil || all {
+	var d state.Delta
+	if err := frameDec.Unmarshal(p.Deltas[0], &d); err != nil || d.From != from || d.To != s.Snapshot().Head(s.Self()).Mark {
+		t.Fatalf("took %+v, %v", d, err)
+	}
+	if p, all := o.take(s.Snapshot(), &enc); p != nil || all {
 		t.Errorf("took %+v, all %v out of an empty box", p, all)
 	}
 	offer(&o)
-	o.seen(&push{Deltas: []state.Delta{{Owner: s.Self(), To: s.Snapshot().Head(s.Self()).Mark}}}, s.Snapshot())
-	if p, all := o.take(s.Snapshot()); p != nil || all {
+	o.seen([]place{{Owner: s.Self(), To: s.Snapshot().Head(s.Self()).Mark}}, nil, s.Snapshot())
+	if p, all := o.take(s.Snapshot(), &enc); p != nil || all {
 		t.Errorf("took %+v, all %v, which the peer has itself", p, all)
 	}
 	for _, id := range ids(t, pushLimit+1) {
 		o.put(&push{Deltas: []state.Delta{{Owner: id}}}, nil)
 	}
-	if p, all := o.take(s.Snapshot()); p != nil || !all {
+	if p, all := o.take(s.Snapshot(), &enc); p != nil || !all {
 		t.Errorf("took %+v, all %v of more than fits", p, all)
+	}
+}
+
+// What is sent on several links is encoded once, and is what encoding the
+// delta anew would give, also after the history went on or was collected.
+func TestEncodedDeltas(t *testing.T) {
+	s := newStore(t, state.Options{})
+	defer s.Close()
+	var enc encoded
+	check := func(from state.Mark, want bool) []byte {
+		t.Helper()
+		sn := s.Snapshot()
+		got, ok := enc.delta(sn, s.Self(), from)
+		if ok != want {
+			t.Fatalf("a delta: %v, want %v", ok, want)
+		}
+		if !ok {
+			return nil
+		}
+		one, err := encodeFrame(&push{Deltas: []state.Delta{sn.Delta(s.Self(), from, 0)}, Sent: []state.NodeID{s.Self()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		two, err := encodeFrame(&wirePush{Deltas: []cbor.RawMessage{got.raw}, Sent: []state.NodeID{s.Self()}})
+		if err != nil || !bytes.Equal(one, two) {
+			t.Fatalf("%v: a push as\n%x\nwant\n%x", err, two, one)
+		}
+		return got.raw
+	}
+	var zero state.Mark
+	write(t, s, name("one"))
+	first := check(zero, true)
+	if again := check(zero, true); &again[0] != &first[0] {
+		t.Error("encoded twice")
+	}
+	at := s.Snapshot().Head(s.Self()).Mark
+	write(t, s, name("two"))
+	check(zero, true)
+	check(at, true)
+	write(t, s, state.Del(state.Owner, state.KindName, "two A"))
+	check(at, true)
+	if _, err := s.Collect(time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	check(at, false)
+	for i := range 2 * encodedBytes / 1000 {
+		at := s.Snapshot().Head(s.Self()).Mark
+		write(t, s, name(strings.Repeat("x", 400)+fmt.Sprint(i)))
+		check(at, true)
+		if enc.bytes > encodedBytes+1000 {
+			t.Fatalf("%d bytes kept", enc.bytes)
+		}
 	}
 }

@@ -69,9 +69,6 @@ func newHerd(t testing.TB, o herdOptions) *herd {
 		s.Close()
 		h.nodes = append(h.nodes, n)
 	}
-	for i := range recs {
-		recs[i] = simWire(recs[i])
-	}
 	ctx, stop := context.WithCancel(context.Background())
 	h.stop = stop
 	for _, n := range h.nodes {
@@ -108,7 +105,8 @@ func newHerd(t testing.TB, o herdOptions) *herd {
 }
 
 // herdStore signs and verifies, but brings no signatures from disk: a thousand
-// nodes verifying a thousand each would be what takes the time.
+// nodes verifying a thousand each would be what takes the time. The values of
+// the records are decoded once for all nodes.
 func herdStore(n *herdNode, recs []state.Record) state.Options {
 	return state.Options{Self: n.id.ID, Key: n.id.Key, Records: recs}
 }
