@@ -250,6 +250,11 @@ func (g *Gossip) Synced() <-chan struct{} { return g.synced }
 
 func (g *Gossip) markSynced() {
 	g.syncedOnce.Do(func() {
+		// Who once was synced never waits for peers again: not before the
+		// disk holds what they told.
+		if err := g.store.Flush(); err != nil {
+			g.log.Error("tables not saved", "err", err)
+		}
 		g.mu.Lock()
 		if !g.cluster.Synced && !g.cluster.Bootstrap && g.cluster.ID != "" {
 			c := g.cluster.clone()

@@ -24,8 +24,17 @@ var (
 	ErrForeignWriter = errors.New("somebody else writes with this node's identity")
 )
 
-// maxBatch bounds how many requests one group commit takes along.
-const maxBatch = 256
+const (
+	// maxBatch bounds how many requests one group commit takes along.
+	maxBatch = 256
+	// saveDelay is how long what peers said may wait for the Log, and
+	// saveRecords how many records of it: they travel to the disk together. A
+	// crash before that loses what peers hold, and tell again.
+	saveDelay   = 50 * time.Millisecond
+	saveRecords = 4096
+	// saveRetry is the wait after a save that failed, when nothing else saves.
+	saveRetry = 5 * time.Second
+)
 
 // Options configures a Store.
 type Options struct {
@@ -76,7 +85,9 @@ type Store struct {
 	// Merged, not yet in the Log; the committer's own.
 	unsaved      []Record
 	unsavedHeads []Head
-	undropped    []ID // collected, still in the Log
+	due          *time.Timer // when to save them
+	waiting      bool        // due is set
+	undropped    []ID        // collected, still in the Log
 	summer       summer
 }
 
@@ -248,6 +259,12 @@ func (s *Store) Merge(recs []Record, durable bool) (int, error) {
 	return r.applied, r.err
 }
 
+// Flush returns when all that was merged so far would survive a crash.
+func (s *Store) Flush() error {
+	_, err := s.Merge(nil, true)
+	return err
+}
+
 // understand decodes a record's value. One that this version cannot read is
 // kept and passed on all the same; no view will show it.
 func (s *Store) understand(r *Record) {
@@ -306,12 +323,19 @@ func (s *Store) do(ctx context.Context, r *request) error {
 
 func (s *Store) run() {
 	defer close(s.done)
+	s.due = time.NewTimer(saveDelay)
+	defer s.due.Stop()
+	s.waiting = true
 	for {
 		var batch []*request
 		select {
 		case r := <-s.queue:
 			batch = append(batch, r)
+		case <-s.due.C:
+			s.waiting = false
+			s.flush()
 		case <-s.closed:
+			s.flush()
 			return
 		}
 	drain:
@@ -328,8 +352,9 @@ func (s *Store) run() {
 }
 
 // commit handles a batch in two steps. What peers said is applied to memory
-// whatever the disk does: they hold it too. Own writes exist only once the
-// Log has them.
+// whatever the disk does, and saved a moment later with what comes after it:
+// they hold it too. Own writes exist only once the Log has them, and all that
+// they may build on.
 func (s *Store) commit(reqs []*request) {
 	b := s.begin(s.cur.Load())
 	for _, r := range reqs {
@@ -355,6 +380,11 @@ func (s *Store) commit(reqs []*request) {
 	s.unsavedHeads = append(s.unsavedHeads, b.saves...)
 	s.undropped = append(s.undropped, b.drops...)
 	s.publish(b)
+	for _, r := range reqs {
+		if !r.waits() {
+			close(r.done)
+		}
+	}
 
 	w := s.begin(s.cur.Load())
 	for _, r := range reqs {
@@ -368,17 +398,12 @@ func (s *Store) commit(reqs []*request) {
 		}
 	}
 	w.sign()
-	batch := append(append([]Record(nil), s.unsaved...), w.out...)
-	heads := append(append([]Head(nil), s.unsavedHeads...), w.saves...)
 	var err error
-	if len(batch) > 0 || len(heads) > 0 {
-		if err = s.save(batch, heads); err == nil {
-			s.unsaved, s.unsavedHeads = nil, nil
-			s.saveErr.Store(nil)
-		} else {
-			s.saveErr.Store(&err)
-			s.logger.Error("records not saved", "records", len(batch), "err", err)
-		}
+	if urgent(reqs) || len(w.out) > 0 || len(w.saves) > 0 || len(s.unsaved) >= saveRecords {
+		err = s.saveAll(w.out, w.saves)
+	} else if !s.waiting && len(s.unsaved)+len(s.unsavedHeads) > 0 {
+		s.due.Reset(saveDelay)
+		s.waiting = true
 	}
 	var derr error
 	if err == nil {
@@ -388,12 +413,12 @@ func (s *Store) commit(reqs []*request) {
 		}
 		s.undropped = append(s.undropped, w.drops...)
 		derr = s.drop()
-	} else {
-		s.unsaved = dedupe(s.unsaved, func(r *Record) ID { return r.ID })
-		s.unsavedHeads = dedupe(s.unsavedHeads, func(h *Head) NodeID { return h.Owner })
 	}
 	rev := s.cur.Load().rev
 	for _, r := range reqs {
+		if !r.waits() {
+			continue
+		}
 		if err != nil && r.err == nil && (r.write != nil || r.held != nil || r.durable) {
 			r.err = fmt.Errorf("save state: %w", err)
 		}
@@ -402,6 +427,48 @@ func (s *Store) commit(reqs []*request) {
 		}
 		r.rev = rev
 		close(r.done)
+	}
+}
+
+// waits reports whether a request is done only when the Log has what it led to.
+func (r *request) waits() bool {
+	return r.write != nil || r.held != nil || r.durable || r.doubt != nil || !r.collect.IsZero()
+}
+
+func urgent(reqs []*request) bool {
+	return slices.ContainsFunc(reqs, (*request).waits)
+}
+
+// saveAll commits what peers said and, after it, own records and heads.
+func (s *Store) saveAll(own []Record, ownHeads []Head) error {
+	batch := append(append([]Record(nil), s.unsaved...), own...)
+	heads := append(append([]Head(nil), s.unsavedHeads...), ownHeads...)
+	if len(batch)+len(heads) == 0 {
+		return nil
+	}
+	if err := s.save(batch, heads); err != nil {
+		s.saveErr.Store(&err)
+		s.logger.Error("records not saved", "records", len(batch), "err", err)
+		s.unsaved = dedupe(s.unsaved, func(r *Record) ID { return r.ID })
+		s.unsavedHeads = dedupe(s.unsavedHeads, func(h *Head) NodeID { return h.Owner })
+		if !s.waiting {
+			s.due.Reset(saveRetry)
+			s.waiting = true
+		}
+		return err
+	}
+	s.unsaved, s.unsavedHeads = nil, nil
+	s.saveErr.Store(nil)
+	return nil
+}
+
+// flush saves what waits. An error has been told of, and it is tried again.
+func (s *Store) flush() {
+	if s.saveAll(nil, nil) != nil {
+		return
+	}
+	if err := s.drop(); err != nil {
+		s.logger.Warn("tombstones stay on disk for now", "err", err)
 	}
 }
 
@@ -417,6 +484,9 @@ func (s *Store) save(batch []Record, heads []Head) error {
 // that name marks, so everything up to those marks must be saved by now: a
 // mark without its records would never be asked for again.
 func (s *Store) drop() error {
+	if len(s.unsaved)+len(s.unsavedHeads) > 0 {
+		return nil // after they are saved
+	}
 	d, ok := s.log.(Dropper)
 	if !ok || len(s.undropped) == 0 {
 		s.undropped = nil
