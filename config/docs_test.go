@@ -1,8 +1,11 @@
 package config
 
 import (
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,16 +44,38 @@ func fences(t *testing.T, file string) []fence {
 // docsEnv is the host of the documentation's examples.
 func docsEnv() Env {
 	return Env{
-		LookupEnv: func(k string) (string, bool) { return "rack-7", k == "RACK" },
+		LookupEnv: func(k string) (string, bool) {
+			v, ok := map[string]string{"RACK": "rack-7", "NODENET_INDEX": "1"}[k] // the latter in labs
+			return v, ok
+		},
 		Hostname:  "node1.example.org",
 		FS:        noFS{},
 	}
 }
 
+// pages are all pages of the project.
+func pages(t *testing.T) (all []string) {
+	t.Helper()
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && path != ".." && strings.HasPrefix(d.Name(), ".") {
+			return filepath.SkipDir
+		}
+		if strings.HasSuffix(path, ".md") {
+			all = append(all, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
 // TestDocs parses every nodefile example of the pages. One that is followed by
 // a text block of errors must have just these.
 func TestDocs(t *testing.T) {
-	for _, page := range []string{"../docs/nodefile.md", "../README.md", "README.md"} {
+	want := []string{"../docs/nodefile.md", "../README.md", "../config/README.md", "../docs/labs/22-classic-corefile.md"}
+	for _, page := range pages(t) {
 		all := fences(t, page)
 		parsed := 0
 		for i, f := range all {
@@ -58,9 +83,9 @@ func TestDocs(t *testing.T) {
 				continue
 			}
 			parsed++
-			var want string
+			var faults string
 			if i+1 < len(all) && all[i+1].kind == "text" && strings.HasPrefix(all[i+1].text, "Nodefile:") {
-				want = all[i+1].text
+				faults = all[i+1].text
 			}
 			var got string
 			c, err := Parse("Nodefile", strings.NewReader(f.text), docsEnv())
@@ -69,13 +94,16 @@ func TestDocs(t *testing.T) {
 			} else {
 				roundTrip(t, c)
 			}
-			if d := cmp.Diff(want, got); d != "" {
+			if d := cmp.Diff(faults, got); d != "" {
 				t.Errorf("%s:%d: errors (-want +got):\n%s", page, f.line, d)
 			}
 		}
-		if parsed == 0 {
-			t.Errorf("%s has no nodefile example", page)
+		if parsed > 0 {
+			want = slices.DeleteFunc(want, func(p string) bool { return p == page })
 		}
+	}
+	for _, page := range want {
+		t.Errorf("%s has no nodefile example", page)
 	}
 }
 

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -93,5 +94,67 @@ func TestREADME(t *testing.T) {
 		if !regexp.MustCompile(`(?m)^(# |## (\w+, )*)` + d.name + `(, \w+)*$`).MatchString(all.String()) {
 			t.Errorf("no README and no section about %s", d.name)
 		}
+	}
+}
+
+// examples finds the Nodefiles of a page. One that is followed by the faults
+// it has is left out.
+func examples(page string) (out []string) {
+	fence := regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$")
+	all := fence.FindAllStringSubmatch(page, -1)
+	for i, f := range all {
+		faulty := i+1 < len(all) && all[i+1][1] == "text" && strings.HasPrefix(all[i+1][2], "Nodefile:")
+		if f[1] == "nodefile" && !faulty {
+			out = append(out, f[2])
+		}
+	}
+	return out
+}
+
+// TestPages starts the server blocks of every Nodefile in the project's pages,
+// and of the packaged one.
+func TestPages(t *testing.T) {
+	var files []string
+	for _, pattern := range []string{"../*.md", "../*/README.md", "../docs/*.md", "../docs/*/*.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	started := 0
+	run := func(t *testing.T, text string) {
+		env := config.Env{
+			Hostname: "node1",
+			LookupEnv: func(k string) (string, bool) {
+				v, ok := map[string]string{"RACK": "rack-7", "NODENET_INDEX": "1"}[k] // the latter in labs
+				return v, ok
+			},
+		}
+		c, err := config.Parse("Nodefile", strings.NewReader(text), env)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		started += len(c.Servers)
+		starts(t, c.Servers)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, nodefile := range examples(string(text)) {
+			t.Run(fmt.Sprintf("%s %d", file, i+1), func(t *testing.T) { run(t, nodefile) })
+		}
+	}
+	t.Run("packaging/Nodefile", func(t *testing.T) {
+		text, err := os.ReadFile("../packaging/Nodefile")
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, string(text))
+	})
+	if started < 25 {
+		t.Errorf("only %d server blocks are found", started)
 	}
 }
