@@ -48,8 +48,8 @@ func docsEnv() Env {
 			v, ok := map[string]string{"RACK": "rack-7", "NODENET_INDEX": "1"}[k] // the latter in labs
 			return v, ok
 		},
-		Hostname:  "node1.example.org",
-		FS:        noFS{},
+		Hostname: "node1.example.org",
+		FS:       noFS{},
 	}
 }
 
