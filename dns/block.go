@@ -25,7 +25,7 @@ type block struct {
 	plan    *plan  // nil: every question goes through the chain
 	views   []view // all must hold for a question; empty: every question
 
-	bind     []netip.Addr   // empty: the server's addresses
+	bind     binding        // where it listens
 	bufsize  uint16         // 0: defaultBufsize
 	recurse  bool           // a forward is there: RA is set
 	transfer bool           // zones may be copied
@@ -106,18 +106,14 @@ func (p *parser) parseKeys() {
 func overlaps(blocks []*block) []error {
 	type claim struct {
 		zoneKey
-		addr netip.Addr // zero: the server's addresses
+		at place
 	}
 	var errs []error
 	seen := make(map[claim]*block)
 	for _, b := range blocks {
-		addrs := b.bind
-		if len(addrs) == 0 {
-			addrs = []netip.Addr{{}}
-		}
 		for _, k := range b.keys {
-			for _, a := range addrs {
-				c := claim{k, a}
+			for _, at := range b.bind.places() {
+				c := claim{k, at}
 				if first, ok := seen[c]; ok {
 					errs = append(errs, fmt.Errorf("%s:%d: %s: zone %s port %d is already served by the block at line %d, remove one or give them different `bind` addresses",
 						b.server.Pos.File, b.server.Pos.Line, b.label(), k.zone, k.port, first.server.Pos.Line))
@@ -170,9 +166,7 @@ func (b *block) holds(name string) bool { return plugin.Holds(b.plugins, name) }
 
 // listens returns the sockets that the block wants.
 func (b *block) listens(addrs []netip.Addr) map[netip.AddrPort][]string {
-	if len(b.bind) > 0 {
-		addrs = b.bind
-	}
+	addrs = b.bind.addrs(addrs)
 	out := make(map[netip.AddrPort][]string)
 	for _, k := range b.keys {
 		if k.scheme != "" {

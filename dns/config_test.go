@@ -242,7 +242,7 @@ func TestValidate(t *testing.T) {
     forward . https://9.9.9.9 resolver.example {
         policy fastest
     }
-    bind eth0
+    bind eth0:53
     cache 30 {
         serve_stale 1h sometimes
     }
@@ -269,7 +269,7 @@ Nodefile:8: .:53: cluster: unknown option "podz", did you mean pods?
 Nodefile:10: .:53: forward: https://9.9.9.9: upstreams over https are not supported, write an address or tls://ADDRESS
 Nodefile:10: .:53: forward: "resolver.example" is not an address, an address with a port or an absolute path of a resolv.conf
 Nodefile:11: .:53: forward: policy "fastest" is not known, write random, round_robin or sequential
-Nodefile:13: .:53: bind: "eth0" is not an address, interface names are not supported: write the address
+Nodefile:13: .:53: bind: "eth0:53" is neither an address nor the name of an interface
 Nodefile:15: .:53: cache: serve_stale "sometimes" is not known, write immediate or verify
 Nodefile:17: .:53: bufsize: size "9" is not a number from 512 to 4096
 Nodefile:19: .:53: errors: already given at line 18, keep one

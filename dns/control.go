@@ -86,6 +86,9 @@ func (s *Server) drain() {
 
 // publish makes blocks the ones to answer from.
 func (s *Server) publish(blocks []*block) {
+	for _, b := range blocks {
+		b.bind.report(s.note)
+	}
 	l := buildLive(blocks, *s.addrs.Load())
 	for _, t := range l.tables {
 		t.limited(blocks, s.limiter)
@@ -280,6 +283,11 @@ func (s *Server) replace(blocks []*block) {
 			deriveBlock(b, nil, v, firstOfEach(*s.addrs.Load()), true)
 		}
 		b.start(s.background)
+	}
+	for _, b := range old {
+		if !kept[b] {
+			b.bind.forget(s.note)
+		}
 	}
 	s.publish(blocks)
 	for _, b := range old {

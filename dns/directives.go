@@ -1,7 +1,7 @@
 package dns
 
 import (
-	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,8 +15,10 @@ import (
 	"nodenet/dns/errors"
 	"nodenet/dns/file"
 	"nodenet/dns/header"
+	"nodenet/dns/hosts"
 	"nodenet/dns/loadbalance"
 	"nodenet/dns/log"
+	looping "nodenet/dns/loop"
 	"nodenet/dns/minimal"
 	"nodenet/dns/plugin"
 	"nodenet/dns/rewrite"
@@ -70,10 +72,10 @@ func directives() []directive {
 		{name: "minimal", parse: own(minimal.Parse)},
 		{name: "template", repeats: true, parse: own(template.Parse)},
 		{name: "transfer", repeats: true, parse: parseTransfer},
-		{name: "hosts", parse: parseHosts},
+		{name: "hosts", parse: own(hosts.Parse)},
 		{name: "cluster", alias: "kubernetes", repeats: true, parse: parseCluster},
 		{name: "file", repeats: true, parse: own(file.Parse)},
-		{name: "loop", parse: parseLoop},
+		{name: "loop", parse: own(looping.Parse)},
 		{name: "forward", alias: "proxy", repeats: true, parse: parseForward},
 		{name: "whoami", parse: own(whoami.Parse)},
 		{name: "view", repeats: true, parse: parseView},
@@ -175,28 +177,10 @@ func (p *parser) parseDirectives() {
 // surprises people who know dnsmasq.
 func (p *parser) reachable(pos, forward config.Pos) {
 	for _, pl := range p.block.plugins {
-		if h, ok := pl.Plugin.(*hosts); ok && !h.fall.Set && slices.Equal(h.zones, p.block.zones) {
+		if h, ok := pl.Plugin.(interface{ Keeps(plugin.Zones) bool }); ok && h.Keeps(p.block.zones) {
 			p.Noticef(config.Directive{Pos: pos}, "hosts: without `fallthrough` no unknown name reaches forward in line %d", forward.Line)
 		}
 	}
-}
-
-func parseBind(p *parser, d config.Directive) plugin.Plugin {
-	p.NoBlock(d)
-	if !p.Args(d, 1, -1, "bind ADDRESS...") {
-		return nil
-	}
-	for _, s := range d.Args {
-		a, err := netip.ParseAddr(s)
-		if err != nil {
-			p.Errorf(d.Pos, "bind: %q is not an address, interface names are not supported: write the address", s)
-			continue
-		}
-		if a = a.Unmap(); !slices.Contains(p.block.bind, a) {
-			p.block.bind = append(p.block.bind, a)
-		}
-	}
-	return nil
 }
 
 func parseBufsize(p *parser, d config.Directive) plugin.Plugin {
@@ -215,10 +199,14 @@ func parseBufsize(p *parser, d config.Directive) plugin.Plugin {
 
 func parseNSID(p *parser, d config.Directive) plugin.Plugin {
 	p.NoBlock(d)
-	if !p.Args(d, 1, -1, "nsid TEXT") {
-		return nil
-	}
 	p.block.nsid = []byte(strings.Join(d.Args, " "))
+	if len(d.Args) == 0 {
+		host, err := os.Hostname()
+		if err != nil {
+			p.Errorf(d.Pos, "nsid: the host's name is unknown (%v), write `nsid TEXT`", err)
+		}
+		p.block.nsid = []byte(host)
+	}
 	return nil
 }
 

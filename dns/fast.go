@@ -65,18 +65,6 @@ func (pl *plan) orNil() *plan {
 	return nil
 }
 
-// Skips implements plugin.Bystander.
-func (h *hosts) Skips(name string, qtype uint16) bool {
-	t := h.table.Load()
-	if qtype == wire.TypePTR && len(t.names[name]) > 0 {
-		return false
-	}
-	if h.zones.Match(name) == "" {
-		return true
-	}
-	return len(t.addrs[name]) == 0 && (h.fall.Passes(name) || plugin.IsReverse(name))
-}
-
 // plainByte returns a byte of a name in lower case; 0: its text would need an
 // escape, or it is so rare that the chain may have it.
 func plainByte(c byte) byte {

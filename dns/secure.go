@@ -82,9 +82,7 @@ func (s site) String() string { return s.scheme + " " + s.addr.String() }
 
 // sites returns the sockets with TLS that the block wants, with their zones.
 func (b *block) sites(addrs []netip.Addr) map[site][]string {
-	if len(b.bind) > 0 {
-		addrs = b.bind
-	}
+	addrs = b.bind.addrs(addrs)
 	out := make(map[site][]string)
 	for _, k := range b.keys {
 		if k.scheme == "" {
@@ -220,14 +218,14 @@ type certificateFile struct {
 	log   *slog.Logger
 
 	mu    sync.Mutex
-	stamp fileStamp
+	stamp plugin.Stamp
 	cert  *tls.Certificate
 }
 
 func (c *certificateFile) get() (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := stampOf(c.files.cert)
+	now := plugin.StampOf(c.files.cert)
 	if c.cert != nil && now == c.stamp {
 		return c.cert, nil
 	}

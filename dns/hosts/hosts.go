@@ -1,4 +1,5 @@
-package dns
+// Package hosts answers from a hosts file and from lines in the server block.
+package hosts
 
 import (
 	"bufio"
@@ -18,13 +19,13 @@ import (
 	"nodenet/dns/plugin"
 )
 
-// DefaultHosts is the file that `hosts` reads without an argument.
-const DefaultHosts = "/etc/hosts"
+// DefaultFile is read without an argument.
+const DefaultFile = "/etc/hosts"
 
-// hostsNegativeTTL is short, in seconds: files are edited.
-const hostsNegativeTTL = 30
+// negativeTTL is short, in seconds: files are edited.
+const negativeTTL = 30
 
-// hosts answers from a hosts file and from lines in the server block.
+// hosts is one directive.
 type hosts struct {
 	file      string
 	zones     plugin.Zones
@@ -34,58 +35,61 @@ type hosts struct {
 	every     time.Duration // 0: read once
 	fall      plugin.Fall
 
-	log   *slog.Logger
-	table atomic.Pointer[hostsTable]
-	stamp fileStamp // of the file read last; the runner's, after attach
+	log     *slog.Logger
+	content atomic.Pointer[table]
+	stamp   plugin.Stamp // of the file read last; the runner's, after Attach
 }
 
-// hostsTable is the immutable content.
-type hostsTable struct {
+// table is the immutable content.
+type table struct {
 	addrs map[string][]netip.Addr // by lower-case FQDN
 	names map[string][]string     // by reverse name
 }
 
-func parseHosts(p *parser, d config.Directive) plugin.Plugin {
-	h := &hosts{file: DefaultHosts, ttl: 3600, every: 5 * time.Second}
+// Parse reads `hosts [FILE [ZONE...]] { … }`.
+func Parse(s *plugin.Setup, d config.Directive) plugin.Plugin {
+	h := &hosts{file: DefaultFile, ttl: 3600, every: 5 * time.Second}
 	args := d.Args
 	if len(args) > 0 {
-		h.file, args = args[0], args[1:]
+		h.file, args = s.Path(args[0]), args[1:]
 	}
-	h.zones = p.ZoneArgs(d, args)
+	h.zones = s.ZoneArgs(d, args)
 	for _, o := range d.Block {
 		if _, err := netip.ParseAddr(o.Name); err == nil {
-			if p.Args(o, 1, -1, "ADDRESS NAME...") {
+			if s.Args(o, 1, -1, "ADDRESS NAME...") {
 				h.inline = append(h.inline, o.Name+" "+strings.Join(o.Args, " "))
 			}
 			continue
 		}
 		switch o.Name {
 		case "ttl":
-			if p.Args(o, 1, 1, "ttl SECONDS") {
-				if n, ok := p.Number(o, "value", o.Args[0], 1, 65535); ok {
+			if s.Args(o, 1, 1, "ttl SECONDS") {
+				if n, ok := s.Number(o, "value", o.Args[0], 1, 65535); ok {
 					h.ttl = uint32(n)
 				}
 			}
 		case "no_reverse":
 			h.noReverse = true
 		case "reload":
-			if p.Args(o, 1, 1, "reload DURATION") {
-				h.every, _ = p.Duration(o, "interval", o.Args[0], 0)
+			if s.Args(o, 1, 1, "reload DURATION") {
+				h.every, _ = s.Duration(o, "interval", o.Args[0], 0)
 			}
 		case "fallthrough":
-			h.fall = p.Fall(o)
+			h.fall = s.Fall(o)
 		default:
-			p.Unknown(d, o, "ttl", "no_reverse", "reload", "fallthrough")
+			s.Unknown(d, o, "ttl", "no_reverse", "reload", "fallthrough")
 		}
 	}
 	return h
 }
 
-func (h *hosts) attach(s *Server, _ *block) {
-	h.log = s.log
+// Attach implements plugin.Attacher.
+func (h *hosts) Attach(e plugin.Env) {
+	h.log = e.Logger
 	h.refresh()
 }
 
+// Run implements plugin.Runner.
 func (h *hosts) Run(ctx context.Context) {
 	if h.every <= 0 {
 		return
@@ -105,8 +109,8 @@ func (h *hosts) Run(ctx context.Context) {
 // refresh reads the file when it is another one than before. A file that
 // cannot be read counts as empty.
 func (h *hosts) refresh() {
-	stamp := stampOf(h.file)
-	if h.table.Load() != nil && stamp == h.stamp {
+	stamp := plugin.StampOf(h.file)
+	if h.content.Load() != nil && stamp == h.stamp {
 		return
 	}
 	h.stamp = stamp
@@ -114,15 +118,15 @@ func (h *hosts) refresh() {
 	if err != nil {
 		h.log.Warn("hosts file cannot be read, it counts as empty", "file", h.file, "err", err)
 	}
-	t := &hostsTable{addrs: make(map[string][]netip.Addr), names: make(map[string][]string)}
+	t := &table{addrs: make(map[string][]netip.Addr), names: make(map[string][]string)}
 	t.read(text, h.noReverse)
 	t.read([]byte(strings.Join(h.inline, "\n")), h.noReverse)
-	h.table.Store(t)
+	h.content.Store(t)
 }
 
 // read adds the lines of a hosts file (hosts(5)); what it does not
 // understand it skips, as libc does.
-func (t *hostsTable) read(text []byte, noReverse bool) {
+func (t *table) read(text []byte, noReverse bool) {
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	for lines.Scan() {
 		line, _, _ := strings.Cut(lines.Text(), "#")
@@ -150,8 +154,27 @@ func (t *hostsTable) read(text []byte, noReverse bool) {
 	}
 }
 
+// Keeps reports whether no unknown name of the zones goes on to the next
+// directive.
+func (h *hosts) Keeps(zones plugin.Zones) bool {
+	return !h.fall.Set && slices.Equal(h.zones, zones)
+}
+
+// Skips implements plugin.Bystander.
+func (h *hosts) Skips(name string, qtype uint16) bool {
+	t := h.content.Load()
+	if qtype == wire.TypePTR && len(t.names[name]) > 0 {
+		return false
+	}
+	if h.zones.Match(name) == "" {
+		return true
+	}
+	return len(t.addrs[name]) == 0 && (h.fall.Passes(name) || plugin.IsReverse(name))
+}
+
+// Serve implements plugin.Plugin.
 func (h *hosts) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler) (*wire.Msg, error) {
-	t := h.table.Load()
+	t := h.content.Load()
 	if q.Class != wire.ClassINET {
 		return next(ctx, q)
 	}
@@ -171,7 +194,7 @@ func (h *hosts) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler)
 	m := h.reply(q)
 	if len(addrs) == 0 {
 		m.Rcode = wire.RcodeNameError
-		m.Ns = []wire.RR{plugin.SOA(zone, hostsNegativeTTL, 1)}
+		m.Ns = []wire.RR{plugin.SOA(zone, negativeTTL, 1)}
 		return m, nil
 	}
 	for _, a := range addrs {
@@ -181,7 +204,7 @@ func (h *hosts) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler)
 	}
 	if len(m.Answer) == 0 {
 		// The name is like a zone of its own: nothing is known around it.
-		m.Ns = []wire.RR{plugin.SOA(q.Name, hostsNegativeTTL, 1)}
+		m.Ns = []wire.RR{plugin.SOA(q.Name, negativeTTL, 1)}
 	}
 	return m, nil
 }
@@ -191,23 +214,8 @@ func (h *hosts) reply(q *plugin.Query) *wire.Msg {
 	return &wire.Msg{MsgHdr: wire.MsgHdr{Authoritative: true}}
 }
 
-// holds implements holder.
+// Holds implements plugin.Holder.
 func (h *hosts) Holds(name string) bool {
-	t := h.table.Load()
+	t := h.content.Load()
 	return len(t.names[name]) > 0 || len(t.addrs[name]) > 0 && h.zones.Match(name) != ""
-}
-
-// fileStamp tells one content of a file from another.
-type fileStamp struct {
-	size  int64
-	mtime time.Time
-	ok    bool
-}
-
-func stampOf(file string) fileStamp {
-	i, err := os.Stat(file)
-	if err != nil {
-		return fileStamp{}
-	}
-	return fileStamp{size: i.Size(), mtime: i.ModTime(), ok: true}
 }
