@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	gocmp "github.com/google/go-cmp/cmp"
+
 	"nodenet/config"
 )
 
@@ -58,21 +60,18 @@ func starts(t *testing.T, srv []config.Server) {
 	waitFor(t, "the sockets", func() bool { return len(s.Status().Listening) == len(s.live.Load().tables)+len(s.live.Load().sites) })
 }
 
-// TestREADME starts every configuration in the READMEs, and finds a section
-// or a README about each directive.
+// TestREADME starts every configuration in the READMEs.
 func TestREADME(t *testing.T) {
 	files, err := filepath.Glob("*/README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	fence := regexp.MustCompile("(?s)(?:```|~~~) ?corefile\n(.*?)(?:```|~~~)")
-	var all strings.Builder
 	for _, file := range append(files, "README.md") {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all.Write(text)
 		blocks := fence.FindAllStringSubmatch(string(text), -1)
 		if len(blocks) == 0 {
 			t.Errorf("%s has no example", file)
@@ -90,10 +89,57 @@ func TestREADME(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTable: every directive has a row in README.md, one that has an effect
+// also a README of the usual form, and every word of CoreDNS that is refused
+// is listed.
+func TestTable(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := func(name string) bool {
+		return regexp.MustCompile(`(?m)^\| ` + "(`\\w+`, )*" + regexp.QuoteMeta(name) + "(, `\\w+`)* \\|").Match(text)
+	}
 	for _, d := range directives() {
-		if !regexp.MustCompile(`(?m)^(# |## (\w+, )*)` + d.name + `(, \w+)*$`).MatchString(all.String()) {
-			t.Errorf("no README and no section about %s", d.name)
+		file := d.name + "/README.md"
+		switch readme, err := os.ReadFile(file); {
+		case os.IsNotExist(err):
+			if !strings.Contains(string(text), "| `"+d.name+"` | ignored |") {
+				t.Errorf("%s has no README and is not ignored", d.name)
+			}
+		case err != nil:
+			t.Error(err)
+		default:
+			if !row("[" + d.name + "](" + file + ")") {
+				t.Errorf("no row with a link to %s", file)
+			}
+			form := "# " + d.name + "\n(?s).*\n## Name\n\n\\*" + d.name + "\\* - .*\n## Description\n.*\n## Syntax\n.*\n## Examples\n"
+			if !regexp.MustCompile(`^` + form).Match(readme) {
+				t.Errorf("%s has not Name, Description, Syntax and Examples", file)
+			}
 		}
+	}
+	for name := range elsewhere() {
+		if !row("`" + name + "`") {
+			t.Errorf("%s is refused but no row says so", name)
+		}
+	}
+}
+
+// TestDefaultExample: the first example in README.md is what a node without a
+// Nodefile serves.
+func TestDefaultExample(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, _ := strings.Cut(string(text), "~~~ corefile\n")
+	example, _, _ = strings.Cut(example, "~~~")
+	want := withoutPos(config.Default(config.Env{Hostname: "node1"}).Servers[0])
+	if diff := gocmp.Diff(want, withoutPos(servers(t, example)[0])); diff != "" {
+		t.Errorf("the example differs from the default (-want +got):\n%s", diff)
 	}
 }
 
