@@ -101,7 +101,7 @@ func traffic(t *testing.T, tp *topology) {
 	t.Run("refusals are never late", func(t *testing.T) {
 		for range 40 {
 			start := time.Now()
-			if got := tp.outer.call("tcp", empty); got != "refused" || time.Since(start) > 500*time.Millisecond {
+			if got := tp.outer.call("tcp", empty); got != "refused" || time.Since(start) > 900*time.Millisecond {
 				t.Fatalf("%s after %v", got, time.Since(start))
 			}
 		}
