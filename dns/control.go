@@ -33,7 +33,7 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, b := range s.live.Load().blocks {
 		b.start(background)
 	}
-	s.lastLoad, s.sampled = time.Now(), time.Now()
+	s.lastLoad, s.sampled, s.began = time.Now(), time.Now(), time.Now()
 	s.running.Store(true)
 	t := time.NewTicker(s.tick)
 	defer t.Stop()
@@ -41,8 +41,11 @@ func (s *Server) Run(ctx context.Context) error {
 		s.reload(time.Now())
 		s.derive()
 		s.publish(s.live.Load().blocks)
-		s.listenSecure(time.Now())
-		s.listen(time.Now())
+		if s.mayListen(time.Now()) {
+			s.listenSecure(time.Now())
+			s.listen(time.Now())
+		}
+		s.dropRest(time.Now())
 		s.serveHTTP(time.Now())
 		s.sample(time.Now())
 		select {
@@ -55,6 +58,9 @@ func (s *Server) Run(ctx context.Context) error {
 	s.running.Store(false)
 	cancel()
 	for _, l := range s.sockets {
+		if len(l.kept) > 0 && l.udp != nil {
+			l.udp.makeRoom()
+		}
 		s.closing.Go(l.close)
 	}
 	for _, l := range s.secured {
@@ -160,10 +166,12 @@ func (s *Server) listen(now time.Time) {
 	for ap, l := range s.sockets {
 		switch {
 		case want[ap] == nil:
+			s.unkeep(l.kept)
 			s.closing.Go(l.close)
 			delete(s.sockets, ap)
 			s.log.Info("dns socket closed", "addr", ap)
 		case l.ended.Load(): // by an error of the socket
+			s.unkeep(l.kept)
 			l.close()
 			delete(s.sockets, ap)
 			s.log.Warn("dns socket failed, it is opened again", "addr", ap)

@@ -66,6 +66,9 @@ type Options struct {
 	// core.
 	ListenPacket func(ctx context.Context, network, address string) (net.PacketConn, error)
 	Listen       func(ctx context.Context, network, address string) (net.Listener, error)
+	// Keeper holds the sockets over a restart of the process. Nil: they end
+	// with it.
+	Keeper Keeper
 }
 
 // Server serves DNS. It is safe for concurrent use.
@@ -105,6 +108,9 @@ type Server struct {
 	background context.Context
 	closing    sync.WaitGroup // sockets that end
 	deriveAt   time.Time      // not before: see derive
+
+	began       time.Time // of Run
+	restDropped bool      // see dropRest
 }
 
 // problem is an error that lasts, with what to do about it.

@@ -39,17 +39,19 @@ type listener struct {
 	done   chan error     // one value a wire server
 	cancel context.CancelFunc
 	ended  atomic.Bool // a server has ended, asked to or not
+	kept   []string    // names of the sockets that the Keeper holds
 }
 
 // open binds the sockets and begins to serve. Answers come from the address
 // that was asked, because the sockets are bound to it.
 func (s *Server) open(ctx context.Context, addr netip.AddrPort) (*listener, error) {
-	conns, pc, err := s.openUDP(ctx, addr)
+	conns, kept, pc, err := s.openUDP(ctx, addr)
 	if err != nil {
 		return nil, fmt.Errorf("open udp socket: %w", err)
 	}
-	ln, err := s.opt.Listen(ctx, "tcp", addr.String())
+	ln, keptTCP, err := s.listenTCP(ctx, addr)
 	if err != nil {
+		s.unkeep(kept)
 		for _, c := range conns {
 			c.Close()
 		}
@@ -59,7 +61,7 @@ func (s *Server) open(ctx context.Context, addr netip.AddrPort) (*listener, erro
 		return nil, fmt.Errorf("open tcp socket: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	l := &listener{addr: addr, done: make(chan error, 2), cancel: cancel}
+	l := &listener{addr: addr, done: make(chan error, 2), cancel: cancel, kept: append(kept, keptTCP...)}
 	// The table is looked up for each query: blocks and addresses change.
 	table := func() *table { return s.live.Load().tables[addr] }
 	l.tcp = s.serveStream(ctx, ln, "tcp", table, func() { l.end(s) })

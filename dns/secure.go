@@ -107,6 +107,7 @@ type secureListener struct {
 	stream *streamServer // tls
 	web    *http.Server  // https
 	files  tlsFiles
+	kept   []string      // as in listener
 	done   chan struct{} // of web
 }
 
@@ -130,6 +131,7 @@ func (s *Server) listenSecure(now time.Time) {
 	want := s.live.Load().sites
 	for st, l := range s.secured {
 		if w := want[st]; w == nil || *w.files != l.files {
+			s.unkeep(l.kept)
 			s.closing.Go(l.close)
 			delete(s.secured, st)
 			s.log.Info("dns socket closed", "addr", st.addr, "over", st.scheme)
@@ -163,7 +165,7 @@ func (s *Server) openSecure(st site, files tlsFiles) (*secureListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln, err := s.opt.Listen(s.background, "tcp", st.addr.String())
+	ln, kept, err := s.listenTCP(s.background, st.addr)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +175,7 @@ func (s *Server) openSecure(st site, files tlsFiles) (*secureListener, error) {
 		}
 		return nil
 	}
-	l := &secureListener{files: files}
+	l := &secureListener{files: files, kept: kept}
 	if st.scheme == "tls" {
 		cfg.NextProtos = []string{"dot"}
 		l.stream = s.serveStream(s.background, tls.NewListener(ln, cfg), "tls", table, s.poke)

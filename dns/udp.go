@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -40,10 +42,11 @@ type udpServer struct {
 	ctx   context.Context // of the jobs
 }
 
-// openUDP binds the sockets. The first one is bound without SO_REUSEPORT, so
-// that an address which another program has is an error, whatever options that
-// program uses.
-func (s *Server) openUDP(ctx context.Context, addr netip.AddrPort) ([]*net.UDPConn, net.PacketConn, error) {
+// openUDP binds the sockets, beside those that were handed over, and returns
+// the names under which they are kept. The first one is bound without
+// SO_REUSEPORT, so that an address which another program has is an error,
+// whatever options that program uses.
+func (s *Server) openUDP(ctx context.Context, addr netip.AddrPort) (conns []*net.UDPConn, kept []string, _ net.PacketConn, err error) {
 	open := s.opt.ListenPacket
 	shards := 1
 	if open == nil {
@@ -51,28 +54,48 @@ func (s *Server) openUDP(ctx context.Context, addr netip.AddrPort) ([]*net.UDPCo
 		open = first.ListenPacket
 		shards = min(runtime.GOMAXPROCS(0), maxShards)
 	}
-	pc, err := open(ctx, "udp", addr.String())
-	if err != nil {
-		return nil, nil, err
+	taken := s.takeUDP(addr)
+	index := slices.Sorted(maps.Keys(taken))
+	for _, i := range index {
+		conns = append(conns, taken[i])
+		kept = append(kept, socketName("udp", addr, i))
 	}
-	conn, ok := pc.(*net.UDPConn)
-	if !ok || addr.Addr().IsUnspecified() {
-		return nil, pc, nil // answers need the address that was asked: miekg/dns does that
-	}
-	conns := []*net.UDPConn{conn}
-	closeAll := func() {
-		for _, c := range conns {
-			c.Close()
+	defer func() {
+		if err != nil {
+			for _, c := range conns {
+				c.Close()
+			}
+			s.unkeep(kept)
+			conns, kept = nil, nil
 		}
+	}()
+	free := func() (i int) {
+		for slices.Contains(index, i) {
+			i++
+		}
+		index = append(index, i)
+		return i
 	}
-	if shards > 1 {
-		raw, err := conn.SyscallConn()
+	if len(conns) == 0 {
+		pc, err := open(ctx, "udp", addr.String())
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		conn, ok := pc.(*net.UDPConn)
+		if !ok || addr.Addr().IsUnspecified() {
+			return nil, nil, pc, nil // answers need the address that was asked: miekg/dns does that
+		}
+		enlarge(conn)
+		conns = append(conns, conn)
+		kept = append(kept, s.keep(socketName("udp", addr, free()), conn)...)
+	}
+	if len(conns) < shards {
+		raw, err := conns[0].SyscallConn()
 		if err == nil {
 			err = batch.ReusePort("", "", raw)
 		}
 		if err != nil {
-			closeAll()
-			return nil, nil, fmt.Errorf("share udp socket: %w", err)
+			return conns, kept, nil, fmt.Errorf("share udp socket: %w", err)
 		}
 	}
 	more := freebindConfig()
@@ -83,15 +106,14 @@ func (s *Server) openUDP(ctx context.Context, addr netip.AddrPort) ([]*net.UDPCo
 	for len(conns) < shards {
 		pc, err := more.ListenPacket(ctx, "udp", addr.String())
 		if err != nil {
-			closeAll()
-			return nil, nil, fmt.Errorf("share udp socket: %w", err)
+			return conns, kept, nil, fmt.Errorf("share udp socket: %w", err)
 		}
-		conns = append(conns, pc.(*net.UDPConn))
+		conn := pc.(*net.UDPConn)
+		enlarge(conn)
+		conns = append(conns, conn)
+		kept = append(kept, s.keep(socketName("udp", addr, free()), conn)...)
 	}
-	for _, c := range conns {
-		enlarge(c)
-	}
-	return conns, nil, nil
+	return conns, kept, nil, nil
 }
 
 // enlarge asks for a longer queue; without the privilege (socket(7)) the
@@ -135,8 +157,13 @@ func (u *udpServer) loop(c *net.UDPConn) error {
 	in := batch.NewReader(raw, batchSize, wire.DefaultMsgSize)
 	out := batch.NewWriter(raw, batchSize, defaultBufsize)
 	r := &responder{turn: rand.Uint64() | 1}
-	for {
+	for behind := true; ; {
 		n, err := in.Read()
+		if behind && n < batchSize {
+			// What had waited for this process is read: see makeRoom.
+			behind = false
+			enlarge(c)
+		}
 		switch {
 		case isTimeout(err):
 			// What is in the queue is answered still.

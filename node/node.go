@@ -75,6 +75,7 @@ type Node struct {
 	overlay *overlay.Overlay
 	lb      *lb.LB
 	dns     *dns.Server
+	fds     *fdStore // nil: no service manager
 	dhcp    *dhcp.Server
 	book    *dhcp.Book
 
@@ -202,11 +203,17 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if n.lb, err = lb.New(lb.Options{Logger: n.log.With("part", "lb"), Registry: reg, Conntrack: n.overlay.Conntrack()}); err != nil {
 		return err
 	}
-	n.dns, err = dns.New(dns.Options{
+	if n.fds, err = openFDStore(n.log.With("part", "dns")); err != nil {
+		return err
+	}
+	dnsOptions := dns.Options{
 		Servers: n.cfg.Servers, Logger: n.log.With("part", "dns"), Registry: reg,
 		Load: n.reloadServers, Ready: n.ready,
-	})
-	if err != nil {
+	}
+	if n.fds != nil {
+		dnsOptions.Keeper = n.fds
+	}
+	if n.dns, err = dns.New(dnsOptions); err != nil {
 		return err
 	}
 	n.clock.skews = func() (time.Duration, int) {
@@ -244,6 +251,7 @@ func (n *Node) shut() {
 	if n.db != nil {
 		n.db.Close()
 	}
+	n.fds.close()
 	if n.lock != nil {
 		n.lock.Close()
 	}

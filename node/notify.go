@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"strconv"
 	"time"
@@ -15,16 +14,9 @@ import (
 // or has trouble with the kernel: restarting it would help nobody, and
 // `nodectl status` says what is wrong.
 func (n *Node) runNotify(ctx context.Context) error {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return nil
-	}
-	if path[0] == '@' {
-		path = "\x00" + path[1:] // abstract socket
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return fmt.Errorf("notify the service manager: %w", err)
+	c, err := dialNotify()
+	if c == nil {
+		return err
 	}
 	defer c.Close()
 	say := func(s string) {
