@@ -125,7 +125,7 @@ func (s *fdStore) Keep(name string, c syscall.RawConn) error {
 		serr = s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, unix.UnixRights(int(fd)))
 	})
 	if err = errors.Join(err, serr); err != nil {
-		return fmt.Errorf("keep socket %s: %w", name, err)
+		return fmt.Errorf("hand to the service manager: %w", err)
 	}
 	return nil
 }
@@ -156,12 +156,22 @@ func (s *fdStore) DropRest() error {
 	return errors.Join(errs...)
 }
 
+// send sends one message with descriptors. net.UnixConn has nothing for that on
+// a connected datagram socket.
 func (s *fdStore) send(text string, rights []byte) error {
 	if err := s.conn.SetWriteDeadline(time.Now().Add(storeWait)); err != nil {
 		return err
 	}
-	_, _, err := s.conn.WriteMsgUnix([]byte(text), rights, nil)
-	return err
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Write(func(fd uintptr) bool {
+		serr = unix.Sendmsg(int(fd), []byte(text), rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		return !errors.Is(serr, unix.EAGAIN)
+	})
+	return errors.Join(err, os.NewSyscallError("sendmsg", serr))
 }
 
 // close leaves what is kept with the service manager.

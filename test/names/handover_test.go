@@ -1,0 +1,140 @@
+package names
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"nodenet/lab"
+	"nodenet/test/scenario"
+)
+
+const serverBlock = `
+.:53 {
+    cluster cluster.local in-addr.arpa {
+        pods insecure
+    }
+    cache
+    reload 2s
+    # %s
+}
+`
+
+// TestHandover: dnsperf asks from a workload all the while, and the daemon is
+// restarted, gets another configuration, and is killed. Who answers are the
+// very same sockets.
+func TestHandover(t *testing.T) {
+	s := scenario.Up(t, lab.Options{Nodes: 1, Nodefile: pinned + fmt.Sprintf(serverBlock, "first")})
+	dnsperf, err := exec.LookPath("dnsperf")
+	if err != nil {
+		t.Skip("no dnsperf: run .ci/deps")
+	}
+	w := s.Workload(1, "w", "")
+	s.Run("node1", "nodectl service add web --vip 10.96.1.1 --port 80")
+	m := manage(t, s, 1)
+	m.waitReady()
+	answers := func() error {
+		out, err := w.Exec("dig +short +tries=1 +time=1 @10.96.0.10 web.default.svc.cluster.local")
+		if err == nil && strings.TrimSpace(out) != "10.96.1.1" {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	}
+	s.Eventually("the name is answered", soon, answers)
+	sockets := m.sockets()
+	for _, name := range []string{"dns-udp-10.96.0.10-53-0", "dns-tcp-10.96.0.10-53-0", "dns-udp-10.244.1.1-53-0"} {
+		if sockets[name] == 0 {
+			t.Errorf("%s is not stored: %v", name, sockets)
+		}
+	}
+
+	// One known name, one that there is not, one address.
+	queries := filepath.Join(t.TempDir(), "queries")
+	must(t, os.WriteFile(queries, []byte("web.default.svc.cluster.local A\nnone.default.svc.cluster.local A\n1.1.96.10.in-addr.arpa PTR\n"), 0o644))
+	const rate, clients = 1000, 10
+	under := func(what string, fn func()) (lost int) {
+		t.Helper()
+		// As many may be outstanding as are asked while no process runs.
+		perf := s.Background(scenario.Machine, fmt.Sprintf("ip netns exec w %s -s 10.96.0.10 -d %s -l 8 -Q %d -c %d -T 1 -q 60000 -t 10 -S 1", dnsperf, queries, rate, clients))
+		s.Eventually("the load runs", soon, func() error {
+			if !strings.Contains(perf.Output(), "Sending queries") {
+				return fmt.Errorf("%s", perf.Output())
+			}
+			return nil
+		})
+		fn()
+		<-perf.Done()
+		out := perf.Output()
+		sent, lost := count(t, out, `Queries sent:\s+(\d+)`), count(t, out, `Queries lost:\s+(\d+)`)
+		codes := regexp.MustCompile(`Response codes:.*`).FindString(out)
+		slowest := regexp.MustCompile(`Average Latency.*`).FindString(out)
+		t.Logf("%s: %d queries sent, %d lost; %s; %s", what, sent, lost, codes, slowest)
+		if sent < 4*rate {
+			t.Errorf("%s: %d queries sent: no load", what, sent)
+		}
+		if strings.Contains(codes, "SERVFAIL") || strings.Contains(codes, "REFUSED") {
+			t.Errorf("%s: %s", what, codes)
+		}
+		if d := cmp.Diff(sockets, m.sockets()); d != "" {
+			t.Errorf("%s: stored sockets (-before +after):\n%s", what, d)
+		}
+		return lost
+	}
+	if lost := under("no restart", func() {}); lost != 0 {
+		t.Fatalf("%d queries were lost without a restart: the machine is too busy to tell", lost)
+	}
+	if lost := under("restart", func() {
+		m.end(unix.SIGTERM)
+		m.start()
+		m.waitReady()
+	}); lost != 0 {
+		t.Errorf("restart: %d queries were lost", lost)
+	}
+	if lost := under("new configuration", func() {
+		file := filepath.Join(s.Lab.Node(1).Dir, "Nodefile")
+		before, err := os.ReadFile(file)
+		must(t, err)
+		after := strings.Replace(string(before), "pods insecure", "pods verified", 1)
+		must(t, os.WriteFile(file, []byte(after), 0o644))
+		// An address that nobody has is answered before and not after.
+		s.Eventually("the new configuration", soon, func() error {
+			out, err := w.Exec("dig +tries=1 +time=1 @10.96.0.10 10-244-1-99.default.pod.cluster.local")
+			if err == nil && !strings.Contains(out, "NXDOMAIN") {
+				err = fmt.Errorf("%s", out)
+			}
+			return err
+		})
+	}); lost != 0 {
+		t.Errorf("new configuration: %d queries were lost", lost)
+	}
+	// A process that is killed takes along what it had read and not answered:
+	// one batch of each socket at most.
+	const inHand = 64
+	if lost := under("kill -9", func() {
+		m.end(unix.SIGKILL)
+		m.start()
+		m.waitReady()
+	}); lost > inHand {
+		t.Errorf("kill -9: %d queries were lost, want no more than were being answered", lost)
+	}
+	s.Eventually("the name is answered", soon, answers)
+}
+
+func count(t *testing.T, out, pattern string) int {
+	t.Helper()
+	f := regexp.MustCompile(pattern).FindStringSubmatch(out)
+	if f == nil {
+		t.Fatalf("nothing matches %q in:\n%s", pattern, out)
+	}
+	n, err := strconv.Atoi(f[1])
+	must(t, err)
+	return n
+}
