@@ -23,6 +23,9 @@ const (
 	PathToken     = "/v1/token"     // POST TokenRequest → Token
 	PathLeave     = "/v1/leave"     // POST Empty → Empty
 	PathDNSQuery  = "/v1/dns/query" // POST DNSQuery → DNSAnswer
+	PathDNSTrace  = "/v1/dns/trace" // POST DNSQuery → DNSTrace
+	PathDNSWait   = "/v1/dns/wait"  // POST DNSWait → DNSAnswer
+	PathDNSTop    = "/v1/dns/top"   // POST DNSTopRequest → DNSTop
 	PathDoctor    = "/v1/doctor"    // []Check
 )
 

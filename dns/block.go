@@ -141,6 +141,13 @@ func (b *block) attach(s *Server) {
 	b.chain = plugin.Chain(b.plugins)
 	if len(b.views) == 0 && !b.debug {
 		b.plan = planOf(b.plugins)
+		if b.plan != nil {
+			for by, source := range sourceNames() {
+				for r, rcode := range packedRcodes() {
+					b.plan.counters[by][r] = s.metrics.blocks.WithLabelValues(b.label(), source, rcode)
+				}
+			}
+		}
 	}
 }
 

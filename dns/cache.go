@@ -143,6 +143,7 @@ func (c *cache) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler)
 		}
 		return c.hit(q, e, now, "stale"), nil
 	}
+	q.Record(plugin.Step{Plugin: "cache", Decision: "miss"})
 	r, err := next(ctx, q)
 	if q.Own || ctx.Err() != nil {
 		return r, err
@@ -176,7 +177,7 @@ func (c *cache) find(k cacheKey, now time.Time) (best *entry) {
 func (c *cache) hit(q *plugin.Query, e *entry, now time.Time, decision string) *wire.Msg {
 	q.Cached, q.Source = decision == "hit", "cache"
 	c.metrics.hits.Add(1)
-	q.Record(plugin.Step{Plugin: "cache", Decision: decision, Age: now.Sub(e.stored)})
+	q.Record(plugin.Step{Plugin: "cache", Decision: decision, Age: now.Sub(e.stored), TTL: e.expires.Sub(now)})
 	if decision == "stale" {
 		q.Explain(wire.ExtendedErrorCodeStaleAnswer, "")
 		return c.stale.reply(e)

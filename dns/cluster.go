@@ -21,7 +21,8 @@ const defaultTTL = 5
 type cluster struct {
 	opt  zoneOptions
 	fall plugin.Fall
-	zone atomic.Pointer[Zone] // nil: no data yet
+	zone atomic.Pointer[Zone]       // nil: no data yet
+	view atomic.Pointer[state.View] // that zone is of; for traces
 
 	namespaceOf func(netip.Addr) string // see search.go; nil: not attached
 }
@@ -83,6 +84,7 @@ func parseCluster(p *parser, d config.Directive) plugin.Plugin {
 // derive makes the zone of a view the one to answer from: by what differs from
 // the view before it, or, when old is nil or that does not do, all of it anew.
 func (c *cluster) derive(old, v *state.View, ns []netip.Addr) {
+	c.view.Store(v)
 	if z := c.zone.Load(); z != nil && old != nil && slices.Equal(z.opt.ns, ns) {
 		if z = z.change(old, v); z != nil {
 			c.zone.Store(z)
@@ -112,6 +114,7 @@ func (c *cluster) Serve(ctx context.Context, q *plugin.Query, next plugin.Handle
 		return next(ctx, q)
 	}
 	q.Own, q.Source = true, "cluster"
+	c.record(q, z, &a)
 	m := &wire.Msg{Answer: a.Answer, Ns: a.Ns, Extra: a.Extra}
 	m.Rcode = a.Rcode
 	m.Authoritative = a.Rcode != wire.RcodeServerFailure

@@ -129,6 +129,9 @@ func (s *Server) derive() {
 		deriveBlock(b, old, v, ns, fresh)
 	}
 	s.applied.Store(v)
+	if fresh {
+		s.change()
+	}
 	if fresh && old != nil {
 		s.deriveAt = time.Now().Add(derivePace * time.Since(begin))
 	}
@@ -303,6 +306,7 @@ func (s *Server) replace(blocks []*block) {
 			b.stop()
 		}
 	}
+	s.change()
 	s.metrics.reloads.Inc()
 	s.log.Info("dns server blocks reloaded", "changed", len(fresh), "kept", len(kept))
 }

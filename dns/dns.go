@@ -111,6 +111,8 @@ type Server struct {
 
 	began       time.Time // of Run
 	restDropped bool      // see dropRest
+
+	changed atomic.Pointer[chan struct{}] // see Changed
 }
 
 // problem is an error that lasts, with what to do about it.
@@ -163,6 +165,8 @@ func New(o Options) (*Server, error) {
 		return nil, fmt.Errorf("register dns metrics: %w", err)
 	}
 	s.addrs.Store(&[]netip.Addr{})
+	changed := make(chan struct{})
+	s.changed.Store(&changed)
 	for _, b := range blocks {
 		b.attach(s)
 	}
@@ -208,7 +212,42 @@ func (s *Server) Query(ctx context.Context, m *wire.Msg, from netip.AddrPort, tc
 	if !s.running.Load() {
 		return nil, ErrNotRunning
 	}
-	packed := s.answer(ctx, s.live.Load().main, m, from, tcp)
+	return s.query(ctx, m, from, tcp, nil)
+}
+
+// Trace is Query with the way of the question through the directives. Its
+// cost is that of building the zone: it is for people, not for programs.
+func (s *Server) Trace(ctx context.Context, m *wire.Msg, from netip.AddrPort, tcp bool) (*wire.Msg, []plugin.Step, error) {
+	if !s.running.Load() {
+		return nil, nil, ErrNotRunning
+	}
+	trace := new(plugin.Trace)
+	r, err := s.query(ctx, m, from, tcp, trace)
+	return r, trace.Steps(), err
+}
+
+// Step is one directive that saw a question, or something it did.
+type Step = plugin.Step
+
+// Source is a record of the cluster that a name comes from.
+type Source = plugin.Source
+
+// Changed returns a channel that is closed when the zones of the cluster or
+// the server blocks are others than now.
+func (s *Server) Changed() <-chan struct{} { return *s.changed.Load() }
+
+// change tells who waits that answers may be others.
+func (s *Server) change() {
+	next := make(chan struct{})
+	close(*s.changed.Swap(&next))
+}
+
+func (s *Server) query(ctx context.Context, m *wire.Msg, from netip.AddrPort, tcp bool, trace *plugin.Trace) (*wire.Msg, error) {
+	proto := "udp"
+	if tcp {
+		proto = "tcp"
+	}
+	packed := s.answerTraced(ctx, s.live.Load().main, m, from, proto, trace)
 	if packed == nil {
 		return nil, errors.New("answer query: the message is a response or could not be packed")
 	}

@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	wire "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"nodenet/dns/plugin"
 )
@@ -18,6 +19,8 @@ type plan struct {
 	steps  []step
 	rotate bool      // loadbalance is there
 	cache  *hotCache // nil: no cache, or plugins that the packed path must not skip
+
+	counters [sourceCount][2]prometheus.Counter // of the block, see tally
 }
 
 // step is one directive that a question meets on its way.
@@ -84,6 +87,7 @@ type responder struct {
 	now   time.Time // of the batch in hand
 	turn  uint64    // of rotation, a xorshift generator
 	tally tally
+	shard int // of the socket in its group
 
 	// Of warm.
 	hashes  [batchSize]uint64
@@ -297,7 +301,7 @@ func (r *responder) negative(g *negativeAnswer, name string, rcode uint8) int {
 		return 0
 	}
 	n := r.header(true, false, rcode, 0, 1, 0)
-	r.tally.add(r.qtype, rcode, byCluster)
+	r.tally.add(r.plan, r.qtype, rcode, byCluster)
 	return n + g.write(r.out[n:], r.nameEnd)
 }
 
@@ -327,7 +331,7 @@ func (r *responder) addresses(z *Zone, s *rrset) int {
 		copy(rr[12:], item)
 		at += len(rr)
 	}
-	r.tally.add(r.qtype, wire.RcodeSuccess, byCluster)
+	r.tally.add(r.plan, r.qtype, wire.RcodeSuccess, byCluster)
 	return at
 }
 
@@ -338,7 +342,7 @@ func (r *responder) whole(p *packed, by source) int {
 	}
 	at := r.header(p.aa, p.ad, p.rcode, p.counts[0], p.counts[1], p.counts[2])
 	at += p.write(r.out[at:], r.rotation())
-	r.tally.add(r.qtype, p.rcode, by)
+	r.tally.add(r.plan, r.qtype, p.rcode, by)
 	return at
 }
 

@@ -23,6 +23,9 @@ type metrics struct {
 	limited   prometheus.Counter
 	packed    [sourceCount][countedTypes][2]prometheus.Counter
 	reloads   prometheus.Counter
+	blocks    *prometheus.CounterVec // by block, source, rcode
+
+	watches watches
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -46,13 +49,16 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		limited: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "nodenet_dns_limited_total", Help: "Queries dropped because their client asks too much.",
 		}),
+		blocks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "nodenet_dns_block_queries_total", Help: "Queries answered, by server block, the directive that answered and rcode.",
+		}, []string{"block", "source", "rcode"}),
 		reloads: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "nodenet_dns_reloads_total", Help: "Times that changed server blocks were taken over.",
 		}),
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.requests, m.duration, m.upstreams, m.shed, m.busy, m.limited, m.reloads,
+		m.requests, m.duration, m.blocks, m.upstreams, m.shed, m.busy, m.limited, m.reloads,
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "nodenet_dns_panics_total", Help: "Queries whose handling panicked.",
 		}, func() float64 { return float64(m.panics.Load()) }),
@@ -83,8 +89,14 @@ func (m *metrics) observe(q *query, reply *wire.Msg, took time.Duration) {
 	if qtype == "" {
 		qtype = "other"
 	}
-	m.requests.WithLabelValues(qtype, proto, wire.RcodeToString[reply.Rcode], source).Inc()
+	block, rcode := "none", rcodeName(reply.Rcode)
+	if q.block != nil {
+		block = q.block.label()
+	}
+	m.requests.WithLabelValues(qtype, proto, rcode, source).Inc()
+	m.blocks.WithLabelValues(block, source, rcode).Inc()
 	m.duration.WithLabelValues(source).Observe(took.Seconds())
+	m.watched(q, source, rcode, took)
 }
 
 func (m *metrics) forwarded(to netip.AddrPort, r *wire.Msg, err error) {

@@ -46,11 +46,16 @@ func (s *Server) answer(ctx context.Context, t *table, req *wire.Msg, from netip
 
 // answerOver is answer for one of the transports udp, tcp, tls and https.
 func (s *Server) answerOver(ctx context.Context, t *table, req *wire.Msg, from netip.AddrPort, proto string) (packed []byte) {
+	return s.answerTraced(ctx, t, req, from, proto, nil)
+}
+
+// answerTraced is answerOver with a record of the question's way.
+func (s *Server) answerTraced(ctx context.Context, t *table, req *wire.Msg, from netip.AddrPort, proto string, trace *plugin.Trace) (packed []byte) {
 	if req.Response {
 		return nil
 	}
 	start := time.Now()
-	q := &query{table: t, Query: plugin.Query{Msg: req, Client: from, TCP: proto != "udp", Proto: proto, Ask: t.asker()}}
+	q := &query{table: t, Query: plugin.Query{Msg: req, Client: from, TCP: proto != "udp", Proto: proto, Ask: t.asker(), Trace: trace}}
 	if t != nil {
 		q.Local = t.addr
 	}

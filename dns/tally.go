@@ -11,6 +11,9 @@ import (
 type tally struct {
 	n     [sourceCount][countedTypes][2]uint32
 	total uint32
+
+	plan *plan // of the block that run is of
+	run  [sourceCount][2]uint32
 }
 
 // source of a packed answer.
@@ -58,13 +61,38 @@ func typeIndex(qtype uint16) int {
 
 func counted(qtype uint16) bool { return typeIndex(qtype) >= 0 }
 
-func (t *tally) add(qtype uint16, rcode uint8, by source) {
+// add counts an answer of a plan's block.
+func (t *tally) add(pl *plan, qtype uint16, rcode uint8, by source) {
+	if t.plan != pl {
+		t.flushBlock()
+		t.plan = pl
+	}
 	r := 0
 	if rcode != wire.RcodeSuccess {
 		r = 1 // NXDOMAIN, there is no other
 	}
 	t.n[by][typeIndex(qtype)][r]++
+	t.run[by][r]++
 	t.total++
+}
+
+// sourceNames and packedRcodes are what tally's indexes stand for.
+func sourceNames() [sourceCount]string { return [sourceCount]string{"cluster", "cache"} }
+func packedRcodes() [2]string          { return [2]string{"NOERROR", "NXDOMAIN"} }
+
+// flushBlock adds to the metrics of a block what was counted of it.
+func (t *tally) flushBlock() {
+	if t.plan == nil {
+		return
+	}
+	for by := range t.run {
+		for r, n := range t.run[by] {
+			if n > 0 && t.plan.counters[by][r] != nil {
+				t.plan.counters[by][r].Add(float64(n))
+			}
+		}
+	}
+	t.run = [sourceCount][2]uint32{}
 }
 
 // flush adds to the metrics what was counted since the last time.
@@ -73,6 +101,8 @@ func (t *tally) flush(m *metrics) {
 		return
 	}
 	m.queries.Add(uint64(t.total))
+	t.flushBlock()
+	watched := m.watches.list()
 	for by := range t.n {
 		for i := range t.n[by] {
 			for r, n := range t.n[by][i] {
@@ -80,6 +110,9 @@ func (t *tally) flush(m *metrics) {
 					continue
 				}
 				m.packed[by][i][r].Add(float64(n))
+				for _, w := range watched {
+					w.count(sourceNames()[by], packedRcodes()[r], uint64(n))
+				}
 				if source(by) == byCache {
 					m.hits.Add(uint64(n))
 				}
@@ -91,13 +124,13 @@ func (t *tally) flush(m *metrics) {
 
 // packedCounters resolves the counters of the packed path.
 func packedCounters(requests *prometheus.CounterVec) (out [sourceCount][countedTypes][2]prometheus.Counter) {
-	for by, name := range []string{"cluster", "cache"} {
+	for by, name := range sourceNames() {
 		for qtype, text := range wire.TypeToString {
 			i := typeIndex(qtype)
 			if i < 0 {
 				continue
 			}
-			for r, rcode := range []string{"NOERROR", "NXDOMAIN"} {
+			for r, rcode := range packedRcodes() {
 				out[by][i][r] = requests.WithLabelValues(text, "udp", rcode, name)
 			}
 		}

@@ -134,9 +134,9 @@ func enlarge(c *net.UDPConn) {
 // serveUDP begins to serve. It calls failed when a socket fails.
 func (s *Server) serveUDP(ctx context.Context, addr netip.AddrPort, conns []*net.UDPConn, failed func()) *udpServer {
 	u := &udpServer{srv: s, addr: addr, conns: conns, ctx: ctx}
-	for _, c := range conns {
+	for i, c := range conns {
 		u.loops.Go(func() {
-			err := u.loop(c)
+			err := u.loop(c, i)
 			if !errors.Is(err, errDrained) {
 				failed()
 			}
@@ -149,14 +149,14 @@ func (s *Server) serveUDP(ctx context.Context, addr netip.AddrPort, conns []*net
 var errDrained = errors.New("drained")
 
 // loop serves one socket until its read deadline is over or it fails.
-func (u *udpServer) loop(c *net.UDPConn) error {
+func (u *udpServer) loop(c *net.UDPConn, shard int) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	in := batch.NewReader(raw, batchSize, wire.DefaultMsgSize)
 	out := batch.NewWriter(raw, batchSize, defaultBufsize)
-	r := &responder{turn: rand.Uint64() | 1}
+	r := &responder{turn: rand.Uint64() | 1, shard: shard}
 	for behind := true; ; {
 		n, err := in.Read()
 		if behind && n < batchSize {
@@ -205,6 +205,7 @@ func (u *udpServer) batch(c *net.UDPConn, in *batch.Reader, out *batch.Writer, r
 	t := u.srv.live.Load().tables[u.addr]
 	r.now = time.Now()
 	r.warm(t, n, in.Data)
+	watched := u.srv.metrics.watches.list()
 	for i := range n {
 		if t != nil && t.limit != nil && !t.limit.AllowAt(in.Addr(i).Addr(), r.now) {
 			u.srv.metrics.limited.Inc() // its address may be another's: no answer
@@ -216,6 +217,9 @@ func (u *udpServer) batch(c *net.UDPConn, in *batch.Reader, out *batch.Writer, r
 		}
 		if size := r.respond(t, query, room); size > 0 {
 			out.Reply(in, i, size)
+			if watched != nil {
+				r.watched(watched, in.Addr(i).Addr())
+			}
 			continue
 		}
 		if len(query) < headerLen || query[2]&0x80 != 0 {

@@ -111,6 +111,7 @@ func (z *Zone) change(old, v *state.View) *Zone {
 type draft struct {
 	zone  *Zone
 	edits map[string]*edit
+	only  string // the one name that counts; empty: all
 }
 
 // edit is what changes about one name.
@@ -139,6 +140,9 @@ func (d *draft) edit(name string) *edit {
 }
 
 func (d *draft) add(name string, o op) {
+	if d.only != "" && name != d.only {
+		return
+	}
 	e := d.edit(name)
 	e.ops = append(e.ops, o)
 }

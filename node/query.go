@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -17,20 +16,15 @@ import (
 // query asks the node's own DNS server through the chain that a packet from
 // the given client would take.
 func (n *Node) query(ctx context.Context, q api.DNSQuery) (*api.DNSAnswer, error) {
-	name := mdns.Fqdn(q.Name)
-	if _, ok := mdns.IsDomainName(name); !ok || q.Name == "" {
-		return nil, invalid("dns query: %q is not a domain name", q.Name)
-	}
-	typ, ok := mdns.StringToType[strings.ToUpper(cmp.Or(q.Type, "A"))]
-	if !ok {
-		return nil, invalid("dns query: %q is not a record type", q.Type)
+	typ, err := parseQuestion(q)
+	if err != nil {
+		return nil, err
 	}
 	start := time.Now()
 	var r *mdns.Msg
 	for _, name := range n.searchNames(q) {
 		m := new(mdns.Msg)
 		m.SetQuestion(name, typ)
-		var err error
 		if r, err = n.dns.Query(ctx, m, n.clientFor(q.From), q.TCP); err != nil {
 			return nil, fmt.Errorf("dns query %s: %w", name, err)
 		}

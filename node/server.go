@@ -283,6 +283,9 @@ func (n *Node) routes() http.Handler {
 		}
 	})
 	mux.HandleFunc("POST "+api.PathDNSQuery, post(n.query))
+	mux.HandleFunc("POST "+api.PathDNSTrace, post(n.trace))
+	mux.HandleFunc("POST "+api.PathDNSTop, post(n.dnsTop))
+	mux.HandleFunc("POST "+api.PathDNSWait, post(n.waitName))
 	mux.HandleFunc("GET "+api.PathDoctor, get(n.doctor))
 	n.clusterRoutes(mux)
 	return mux

@@ -14,7 +14,7 @@ import (
 
 func (c *cli) dnsCmd() *cobra.Command {
 	cmd := group(&cobra.Command{Use: "dns", Short: "The node's DNS server"})
-	cmd.AddCommand(c.dnsQueryCmd(), c.dnsHostSetupCmd())
+	cmd.AddCommand(c.dnsQueryCmd(), c.dnsTraceCmd(), c.dnsTopCmd(), c.dnsWaitCmd(), c.dnsHostSetupCmd())
 	return cmd
 }
 
@@ -28,16 +28,10 @@ func (c *cli) dnsQueryCmd() *cobra.Command {
   nodectl dns query web --from client.apps`,
 		Args: nargs(1, 2, "NAME [TYPE]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			q := api.DNSQuery{Name: args[0], TCP: tcp}
-			if len(args) > 1 {
-				q.Type = strings.ToUpper(args[1])
-			}
 			client := c.client()
-			if from != "" {
-				var err error
-				if q.From, err = findClient(cmd.Context(), client, from); err != nil {
-					return err
-				}
+			q, err := dnsQuestion(cmd.Context(), client, args, from, tcp)
+			if err != nil {
+				return err
 			}
 			a, err := client.DNSQuery(cmd.Context(), q)
 			if err != nil {
@@ -49,6 +43,18 @@ func (c *cli) dnsQueryCmd() *cobra.Command {
 	cmd.Flags().StringVar(&from, "from", "", "ask as this client: an address or a workload NAME[.NAMESPACE]")
 	cmd.Flags().BoolVar(&tcp, "tcp", false, "ask as over TCP")
 	return cmd
+}
+
+// dnsQuestion reads NAME [TYPE] and --from.
+func dnsQuestion(ctx context.Context, client *api.Client, args []string, from string, tcp bool) (q api.DNSQuery, err error) {
+	q = api.DNSQuery{Name: args[0], TCP: tcp}
+	if len(args) > 1 {
+		q.Type = strings.ToUpper(args[1])
+	}
+	if from != "" {
+		q.From, err = findClient(ctx, client, from)
+	}
+	return q, err
 }
 
 // findClient returns the address that --from means.

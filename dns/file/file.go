@@ -157,7 +157,9 @@ func (f *file) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler) 
 		return next(ctx, q)
 	}
 	q.Own, q.Source = true, "file"
-	q.Record(plugin.Step{Plugin: "file", Decision: "looked up", Origin: f.path})
+	if q.Trace != nil {
+		q.Record(plugin.Step{Plugin: "file", Decision: "looked up", Origin: fmt.Sprintf("%s, serial %d", f.path, z.soa.Serial)})
+	}
 	m := &wire.Msg{Answer: a.answer, Ns: a.ns, Extra: a.extra}
 	m.Rcode, m.Authoritative = a.rcode, !a.referral && a.rcode != wire.RcodeServerFailure
 	if a.rcode == wire.RcodeServerFailure {

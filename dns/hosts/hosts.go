@@ -180,6 +180,7 @@ func (h *hosts) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler)
 	}
 	if q.Type == wire.TypePTR && len(t.names[q.Name]) > 0 {
 		m := h.reply(q)
+		h.record(q)
 		for _, n := range t.names[q.Name] {
 			m.Answer = append(m.Answer, &wire.PTR{Hdr: wire.RR_Header{Name: q.Name, Rrtype: wire.TypePTR, Class: wire.ClassINET, Ttl: h.ttl}, Ptr: n})
 		}
@@ -192,6 +193,7 @@ func (h *hosts) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler)
 		return next(ctx, q)
 	}
 	m := h.reply(q)
+	h.record(q)
 	if len(addrs) == 0 {
 		m.Rcode = wire.RcodeNameError
 		m.Ns = []wire.RR{plugin.SOA(zone, negativeTTL, 1)}

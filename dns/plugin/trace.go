@@ -26,11 +26,20 @@ type Step struct {
 	// dropped, error; or, of a plugin's own record, a word of its own.
 	Decision string
 	Origin   string        // where the records come from: a service, a file and line, an upstream's zone
+	Sources  []Source      // the records of the cluster behind it
 	Age      time.Duration // of a cached answer
+	TTL      time.Duration // that is left of a cached answer; negative: it is stale
 	Upstream string        // that was asked
 	Rcode    string        // of the answer; empty: none
 	Err      string
 	Took     time.Duration // with everything below it in the chain
+}
+
+// Source is a record of the cluster that a name comes from.
+type Source struct {
+	Kind  string // service, endpoint, lease, node, name; zone: the zone itself
+	Key   string
+	Owner string // the node's ID; empty: the kind's records may be any node's
 }
 
 // Steps returns what was recorded so far, in the order in which it began.
