@@ -392,7 +392,7 @@ func TestTrace(t *testing.T) {
 	text := fmt.Sprintf(". {\n errors\n cache\n rewrite name exact red.example blue.example\n forward . %s %s {\n policy sequential\n }\n}", bad.addr, good.addr)
 	s := running(t, Options{Servers: servers(t, text)}, nil)
 	want := []string{
-		"errors passed on red.example.", "rewrite passed on red.example.", "rewrite rewritten blue.example.", "cache passed on blue.example.",
+		"errors passed on red.example.", "rewrite passed on red.example.", "rewrite rewritten blue.example.", "cache passed on blue.example.", "cache miss blue.example.",
 		"forward answered blue.example.", "forward asked blue.example. " + bad.addr.String() + " REFUSED", "forward asked blue.example. " + good.addr.String() + " NOERROR",
 		"errors passed on red.example.", "rewrite passed on red.example.", "rewrite rewritten blue.example.", "cache answered blue.example.", "cache hit blue.example.",
 	}

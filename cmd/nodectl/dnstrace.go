@@ -83,8 +83,11 @@ func dnsTraceTable(w io.Writer, t *api.DNSTrace, all bool, now time.Time) {
 		}
 	}
 	last := &t.Tries[len(t.Tries)-1]
+	if len(last.Answer) > 0 {
+		fmt.Fprintln(w)
+	}
 	for _, rr := range last.Answer {
-		fmt.Fprintln(w, rr)
+		fmt.Fprintln(w, strings.ReplaceAll(rr, "\t", " "))
 	}
 }
 
