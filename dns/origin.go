@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	wire "github.com/miekg/dns"
@@ -25,6 +26,11 @@ func (z *Zone) sourcesOf(v *state.View, name string) (out []plugin.Source) {
 		}
 		out = append(out, s)
 	}
+	n := z.names.get(name)
+	if n == nil {
+		return nil
+	}
+	visible := n.sets[:n.shown]
 	d := &draft{zone: z, edits: make(map[string]*edit), only: name}
 	b := newSources(d, z, v, 1)
 	made := func() []op { // by the source in hand
@@ -35,7 +41,8 @@ func (z *Zone) sourcesOf(v *state.View, name string) (out []plugin.Source) {
 		delete(d.edits, name)
 		var data []op
 		for _, o := range e.ops {
-			if o.qtype != 0 { // not a pin
+			// Not what another source's records hide, see layer; nor a pin.
+			if slices.ContainsFunc(visible, func(s rrset) bool { return s.qtype == o.qtype && s.layer == o.layer }) {
 				data = append(data, o)
 			}
 		}

@@ -156,6 +156,30 @@ func TestTables(t *testing.T) {
 				{Name: "docker", Status: "fail", Detail: "chain FORWARD drops", Fix: "nodectl firewall integrate docker"},
 			})
 		},
+		"dns-trace": func(w io.Writer) {
+			dnsTraceTable(w, &api.DNSTrace{Name: "web", Type: "A", From: addr("10.244.1.5"), Server: "10.96.0.10", Tries: []api.DNSTry{
+				{Name: "web.apps.svc.cluster.local.", Search: "apps.svc.cluster.local.", Rcode: "NXDOMAIN", Micros: 83, Steps: []api.DNSStep{
+					{Block: ".:53", Plugin: "errors", Name: "web.apps.svc.cluster.local.", Type: "A", Decision: "passed on", Rcode: "NXDOMAIN", Micros: 80},
+					{Block: ".:53", Plugin: "cluster", Name: "web.apps.svc.cluster.local.", Type: "A", Decision: "answered", Rcode: "NXDOMAIN", Micros: 41},
+					{Block: ".:53", Plugin: "cluster", Name: "web.apps.svc.cluster.local.", Type: "A", Decision: "looked up", Rcode: "NXDOMAIN", Origin: "zone cluster.local., revision 12"},
+				}},
+				{Name: "web.svc.cluster.local.", Search: "svc.cluster.local.", Rcode: "NOERROR", Micros: 4200, Answer: []string{"web.svc.cluster.local.\t5\tIN\tA\t10.96.1.1"}, Steps: []api.DNSStep{
+					{Block: ".:53", Plugin: "cluster", Name: "web.svc.cluster.local.", Type: "A", Decision: "looked up", Rcode: "NOERROR", Origin: "zone cluster.local., revision 12",
+						Records: []api.DNSSource{{Kind: "service", Key: "apps/web", Node: "node2", Version: "17.4", Written: before(95 * time.Minute)}, {Kind: "zone", Key: "cluster.local."}}},
+					{Block: ".:53", Plugin: "cache", Depth: 1, Name: "www.example.com.", Type: "A", Decision: "hit", AgeMillis: 3800, TTLMillis: 26200},
+					{Block: ".:53", Plugin: "cache", Depth: 1, Name: "old.example.com.", Type: "A", Decision: "stale", AgeMillis: 600000, TTLMillis: -570000},
+					{Block: ".:53", Plugin: "forward", Name: "web.svc.cluster.local.", Type: "A", Decision: "no answer", Upstream: "192.0.2.53:53", Error: "timeout", Micros: 2_000_000},
+				}},
+			}}, false, now)
+		},
+		"dns-top": func(w io.Writer) {
+			dnsTopTable(w, &api.DNSTop{Millis: 1000, Queries: 12034, QPS: 12034, Rcodes: []api.DNSCount{{What: "NOERROR", Count: 12000}, {What: "NXDOMAIN", Count: 34}},
+				Sources: []api.DNSCount{{What: "cluster", Count: 11000}, {What: "cache", Count: 1034}}, CacheHitPercent: 87.25,
+				Latency: api.DNSLatency{Count: 40, P50: 61, P90: 180, P99: 2272, Max: 3550}, Sampled: 760, Every: 16,
+				Names:   []api.DNSCount{{What: "web.apps.svc.cluster.local.", Count: 9000}, {What: "db.data.svc.cluster.local.", Count: 1200, Error: 16}},
+				Clients: []api.DNSCount{{What: "10.244.1.5", Count: 12034}}})
+		},
+		"dns-top-idle": func(w io.Writer) { dnsTopTable(w, &api.DNSTop{Millis: 200, CacheHitPercent: -1, Every: 1}) },
 		"dns": func(w io.Writer) {
 			dnsAnswer(w, &api.DNSAnswer{Rcode: "NOERROR", Flags: []string{"qr", "aa"}, Server: "10.96.0.10", Micros: 41,
 				Answer: []string{"web.apps.svc.cluster.local.\t5\tIN\tA\t10.107.37.188"}})

@@ -44,7 +44,7 @@ func TestClients(t *testing.T) {
 	w := s.Workload(1, "w", "--namespace apps")
 	b := s.Workload(2, "b", "--namespace apps --label app=b --port http=80")
 	s.Run("node2", "nodectl service add web.apps --vip 10.96.1.1 --port http=80 --select app=b")
-	s.Run("node2", "nodectl service add peers.apps --headless --port http=80 --select app=b")
+	s.Run("node2", "nodectl service add peers.apps --vip none --port http=80 --select app=b")
 	s.Run("node1", "nodectl dns wait web.apps.svc.cluster.local")
 	s.Run("node1", "nodectl dns wait peers.apps.svc.cluster.local")
 	if out := w.Run("cat /etc/resolv.conf"); !strings.Contains(out, "search apps.svc.cluster.local") || !strings.Contains(out, "nameserver 10.96.0.10") {
@@ -88,7 +88,7 @@ func TestClients(t *testing.T) {
 	const fqdn = "web.apps.svc.cluster.local"
 	for _, tt := range []struct{ client, cmdline, want string }{
 		{"getent", "getent ahostsv4 web", "10.96.1.1"},
-		{"getent", "getent hosts " + b.Addr, "b.apps.pod.cluster.local"},
+		{"getent", "getent hosts " + b.Addr, "b.web.apps.svc.cluster.local"},
 		{"dig", "dig +short +search web", "10.96.1.1"},
 		{"dig", "dig +short +tcp @10.96.0.10 _http._tcp." + fqdn + " SRV", "0 100 80 " + fqdn + "."},
 		{"kdig", "kdig +short @10.96.0.10 " + fqdn, "10.96.1.1"},
