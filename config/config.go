@@ -84,6 +84,7 @@ type Network struct {
 	DHCP       bool
 	LeaseTime  time.Duration // whole seconds; DefaultLeaseTime also where DHCP is off
 	Namespace  string        // of DHCP leases, default "default"
+	NoSearch   bool          // `search off`: the server does not complete names of its workloads
 	Pos        Pos
 }
 

@@ -71,6 +71,11 @@ func (p *parser) networkFields(title string, n *Network) []field {
 			return err
 		}},
 		{name: "exclude", usage: "ADDR|PREFIX...", min: 1, max: -1, repeat: true, set: each(&n.Exclude, excluded(n.Prefix))},
+		{name: "search", usage: "on|off", min: 1, max: 1, set: func(d Directive) error {
+			mode, err := oneOf("on", "off")(d.Args[0])
+			n.NoSearch = mode == "off"
+			return err
+		}},
 		{name: "dhcp", set: on(&n.DHCP), inner: []field{
 			{name: "lease", usage: "DURATION", min: 1, max: 1, set: one(&n.LeaseTime, duration)},
 			{name: "namespace", usage: "NAME", min: 1, max: 1, set: one(&n.Namespace, label("namespace", 63))},

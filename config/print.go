@@ -143,6 +143,9 @@ func (w *printer) network(n *Network) {
 	for _, e := range n.Exclude {
 		w.line("exclude", strings.TrimSuffix(e.String(), "/32"))
 	}
+	if n.NoSearch {
+		w.line("search", "off")
+	}
 	if n.DHCP {
 		w.open("dhcp")
 		w.opt("lease", shortest(n.LeaseTime))

@@ -108,7 +108,7 @@ func anyNetwork(t *rapid.T, i int) Network {
 		Overlay: rapid.SampledFrom([]string{OverlayVXLAN, OverlayRoutes, OverlayAuto, OverlayNone}).Draw(t, "overlay"),
 		MTU:     rapid.SampledFrom([]int{0, 1400}).Draw(t, "mtu"), Internal: rapid.Bool().Draw(t, "internal"),
 		Bridge: fmt.Sprintf("br%d", i), LeaseTime: DefaultLeaseTime, Namespace: DefaultNamespace,
-		NoGateway: rapid.Bool().Draw(t, "nogateway"),
+		NoGateway: rapid.Bool().Draw(t, "nogateway"), NoSearch: rapid.Bool().Draw(t, "nosearch"),
 	}
 	n.Masquerade = !n.Internal
 	if n.UsesVXLAN() {

@@ -30,6 +30,7 @@ type block struct {
 	recurse  bool           // a forward is there: RA is set
 	transfer bool           // zones may be copied
 	limited  bool           // ratelimit is given
+	searched bool           // search is given
 	limiter  *limit.Limiter // nil: off, or the server's own
 	tls      *tlsFiles      // of keys with a scheme; nil: not given
 	debug    bool           // the way of each question is logged

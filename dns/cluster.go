@@ -96,6 +96,14 @@ func (c *cluster) derive(old, v *state.View, ns []netip.Addr) {
 	c.zone.Store(buildZone(v, opt))
 }
 
+// zoneNow returns what is answered from; nil: there is nothing, or no cluster.
+func (c *cluster) zoneNow() *Zone {
+	if c == nil {
+		return nil
+	}
+	return c.zone.Load()
+}
+
 func (c *cluster) Serve(ctx context.Context, q *plugin.Query, next plugin.Handler) (*wire.Msg, error) {
 	if q.Class != wire.ClassINET {
 		return next(ctx, q)

@@ -128,6 +128,9 @@ func (s *Server) derive() {
 	for _, b := range s.live.Load().blocks {
 		deriveBlock(b, old, v, ns, fresh)
 	}
+	if fresh {
+		s.clients.Store(clientsOf(s.clients.Load(), v))
+	}
 	s.applied.Store(v)
 	if fresh {
 		s.change()

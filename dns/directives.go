@@ -67,6 +67,7 @@ func directives() []directive {
 		{name: "loadbalance", parse: own(loadbalance.Parse)},
 		{name: "rewrite", repeats: true, parse: own(rewrite.Parse), merge: rewrite.Merged},
 		{name: "autopath", parse: own(autopath.Parse)},
+		{name: "search", parse: parseSearch},
 		{name: "cache", repeats: true, parse: parseCache},
 		{name: "header", repeats: true, parse: own(header.Parse)},
 		{name: "minimal", parse: own(minimal.Parse)},
@@ -158,6 +159,7 @@ func (p *parser) parseDirectives() {
 			perKind[i] = append(perKind[i], plugin.Named{Name: k.name, Plugin: pl})
 		}
 	}
+	p.completes(perKind, known)
 	for i, ps := range perKind {
 		if merge := known[i].merge; merge != nil && len(ps) > 0 {
 			var parts []plugin.Plugin

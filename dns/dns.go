@@ -82,7 +82,7 @@ type Server struct {
 	applied  atomic.Pointer[state.View]   // what the zones were derived from
 	addrs    atomic.Pointer[[]netip.Addr] // what SetAddrs was given
 	live     atomic.Pointer[live]         // what queries see
-	spaces   atomic.Pointer[spaces]       // who asks, for autopath
+	clients  atomic.Pointer[clientIndex]  // who asks, and how far away answers are
 	wake     chan struct{}                // capacity 1
 	tick     time.Duration                // of the control loop; tests shorten it
 	running  atomic.Bool

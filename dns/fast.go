@@ -19,6 +19,7 @@ type plan struct {
 	steps  []step
 	rotate bool      // loadbalance is there
 	cache  *hotCache // nil: no cache, or plugins that the packed path must not skip
+	search *search   // nil: questions are answered as they are
 
 	counters [sourceCount][2]prometheus.Counter // of the block, see tally
 }
@@ -45,6 +46,8 @@ func planOf(plugins []plugin.Named) *plan {
 			if pl.cache == nil && !p.keepTTL {
 				pl.cache = newHotCache(p)
 			}
+		case *search:
+			pl.search = p
 		case *cluster:
 			pl.steps = append(pl.steps, step{cluster: p})
 		case plugin.Bystander:
@@ -84,6 +87,7 @@ func plainByte(c byte) byte {
 // goroutine.
 type responder struct {
 	name  [256 + keyTail]byte
+	other [256]byte // a name that is thought of
 	now   time.Time // of the batch in hand
 	turn  uint64    // of rotation, a xorshift generator
 	tally tally
@@ -104,7 +108,10 @@ type responder struct {
 	out     []byte
 	size    int // limit of the answer without OPT
 	plan    *plan
+	table   *table
+	block   *block
 	ra      byte
+	asker
 }
 
 // respond writes the answer to a packet into out, which takes 1232 bytes, and
@@ -134,7 +141,7 @@ func (r *responder) respond(t *table, query, out []byte) int {
 	if b == nil || b.plan == nil {
 		return 0
 	}
-	r.query, r.out, r.plan = query, out, b.plan
+	r.query, r.out, r.plan, r.table, r.block = query, out, b.plan, t, b
 	r.cd, r.do = query[3]&0x10 != 0, false
 	r.size = wire.MinMsgSize
 	edns := counts&1 != 0
@@ -251,6 +258,8 @@ func (r *responder) fromZone(c *cluster, name string) (n int, done bool) {
 			return 0, true
 		case c.fall.Passes(name):
 			return 0, false
+		case r.searches(name):
+			return 0, true
 		}
 		return r.negative(g, name, wire.RcodeNameError), true
 	}
@@ -259,6 +268,8 @@ func (r *responder) fromZone(c *cluster, name string) (n int, done bool) {
 		s = nd.set(wire.TypeCNAME)
 	}
 	switch {
+	case s == nil && !nd.hasAddress() && r.searches(name):
+		return 0, true
 	case s == nil:
 		return r.negative(g, name, wire.RcodeSuccess), true
 	case (s.qtype == wire.TypeA || s.qtype == wire.TypeAAAA) && !s.dup:

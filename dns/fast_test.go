@@ -35,7 +35,7 @@ func both(t testing.TB, s *Server, r *responder, query []byte) (ok bool) {
 	tab := s.live.Load().main
 	asked := string(query)
 	var out [defaultBufsize]byte
-	r.now = time.Now()
+	r.now, r.clients, r.client = time.Now(), s.clients.Load(), client.Addr()
 	n := r.respond(tab, query, out[:])
 	if string(query) != asked {
 		t.Fatalf("the query was changed: %x to %x", asked, query)

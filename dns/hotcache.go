@@ -3,6 +3,7 @@ package dns
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"strings"
 	"sync"
 	"time"
 
@@ -69,6 +70,9 @@ func (h *hotCache) respond(r *responder, name string) int {
 	a := s.answers[string(key)]
 	s.mu.RUnlock()
 	if a == nil || !r.now.Before(a.until) || h.cache.block.holds(name) {
+		return 0
+	}
+	if (a.rcode == wire.RcodeNameError || strings.IndexByte(name, '.') == len(name)-1) && r.searches(name) {
 		return 0
 	}
 	at := r.whole(&a.packed, byCache)

@@ -47,6 +47,9 @@ func (n *node) set(qtype uint16) *rrset {
 	return nil
 }
 
+// hasAddress reports whether a name has addresses of either family.
+func (n *node) hasAddress() bool { return n.set(wire.TypeA) != nil || n.set(wire.TypeAAAA) != nil }
+
 func (n *node) exists() bool { return len(n.sets) > 0 || n.kids > 0 || n.pins > 0 }
 
 // visible reports whether a set is seen. A CNAME stands alone (RFC 1034

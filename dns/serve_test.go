@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -312,6 +313,7 @@ func stub(t testing.TB, s *Server, name string, search []string) string {
 	}
 	for _, n := range append(list, name) {
 		if r := ask(t, s, n, "A"); len(r.Answer) > 0 {
+			r.Answer = slices.DeleteFunc(r.Answer, func(rr wire.RR) bool { return rr.Header().Rrtype == wire.TypeCNAME })
 			return answers(r)
 		}
 	}

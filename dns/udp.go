@@ -203,11 +203,12 @@ func (u *udpServer) batch(c *net.UDPConn, in *batch.Reader, out *batch.Writer, r
 	}()
 	// The table is looked up for each batch: blocks and addresses change.
 	t := u.srv.live.Load().tables[u.addr]
-	r.now = time.Now()
+	r.now, r.clients = time.Now(), u.srv.clients.Load()
 	r.warm(t, n, in.Data)
 	watched := u.srv.metrics.watches.list()
 	for i := range n {
-		if t != nil && t.limit != nil && !t.limit.AllowAt(in.Addr(i).Addr(), r.now) {
+		from := in.Addr(i)
+		if t != nil && t.limit != nil && !t.limit.AllowAt(from.Addr(), r.now) {
 			u.srv.metrics.limited.Inc() // its address may be another's: no answer
 			continue
 		}
@@ -215,6 +216,7 @@ func (u *udpServer) batch(c *net.UDPConn, in *batch.Reader, out *batch.Writer, r
 		if in.Cut(i) {
 			continue // no question is that long
 		}
+		r.client = from.Addr()
 		if size := r.respond(t, query, room); size > 0 {
 			out.Reply(in, i, size)
 			if watched != nil {
@@ -227,7 +229,7 @@ func (u *udpServer) batch(c *net.UDPConn, in *batch.Reader, out *batch.Writer, r
 		}
 		p := u.srv.packets.Get().(*packet)
 		p.n = copy(p.buf[:], query)
-		p.from = in.Addr(i)
+		p.from = from
 		u.jobs.Add(1)
 		if !u.srv.pool.do(func() { u.chain(c, p) }) {
 			u.jobs.Done()

@@ -199,7 +199,7 @@ func networkRecord(c config.Network) state.Network {
 		Name: c.Name, Prefix: c.Prefix, Block: c.Block, Overlay: c.Overlay, VNI: c.VNI, Port: c.Port, MTU: c.MTU,
 		Masquerade: c.Masquerade, Internal: c.Internal, Bridge: c.Bridge, Gateway: c.Gateway, NoGateway: c.NoGateway,
 		DHCP: c.DHCP, LeaseTime: int64(c.LeaseTime / time.Second), Namespace: c.Namespace, Exclude: c.Exclude,
-		Pin: c.Pin, Source: sourceNodefile,
+		Pin: c.Pin, Source: sourceNodefile, NoSearch: c.NoSearch,
 	}
 	return nw
 }

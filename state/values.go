@@ -138,6 +138,7 @@ type Network struct {
 	Exclude    []netip.Prefix `cbor:"17,keyasint,omitempty"` // never given out
 	Pin        netip.Prefix   `cbor:"18,keyasint,omitempty"` // this node's first block
 	Source     string         `cbor:"19,keyasint,omitempty"` // "nodefile" or "cni"
+	NoSearch   bool           `cbor:"20,keyasint,omitempty"` // DNS leaves its workloads' questions as they are
 }
 
 // Local reports whether each node uses the whole prefix by itself, so that
