@@ -31,6 +31,7 @@ type block struct {
 	transfer bool           // zones may be copied
 	limited  bool           // ratelimit is given
 	searched bool           // search is given
+	nearest  bool           // addresses that are near come first
 	limiter  *limit.Limiter // nil: off, or the server's own
 	tls      *tlsFiles      // of keys with a scheme; nil: not given
 	debug    bool           // the way of each question is logged
@@ -140,6 +141,7 @@ func (b *block) attach(s *Server) {
 		}
 	}
 	b.chain = plugin.Chain(b.plugins)
+	b.nearest = b.orders()
 	if len(b.views) == 0 && !b.debug {
 		b.plan = planOf(b.plugins)
 		if b.plan != nil {

@@ -21,6 +21,9 @@ const defaultTTL = 5
 type cluster struct {
 	opt  zoneOptions
 	fall plugin.Fall
+
+	anyOrder bool // addresses that are near do not come first
+
 	zone atomic.Pointer[Zone]       // nil: no data yet
 	view atomic.Pointer[state.View] // that zone is of; for traces
 
@@ -60,6 +63,12 @@ func parseCluster(p *parser, d config.Directive) plugin.Plugin {
 			}
 		case "fallthrough":
 			c.fall = p.Fall(o)
+		case "nearest":
+			if p.Args(o, 1, 1, "nearest on|off") {
+				if c.anyOrder = o.Args[0] == "off"; !c.anyOrder && o.Args[0] != "on" {
+					p.Errorf(o.Pos, "%s: nearest %q, write on or off", d.Name, o.Args[0])
+				}
+			}
 		case "noendpoints":
 			c.opt.noEndpoints = true
 		case "namespaces":
@@ -75,7 +84,7 @@ func parseCluster(p *parser, d config.Directive) plugin.Plugin {
 		case "endpoint", "tls", "kubeconfig", "apiserver_qps", "apiserver_burst", "apiserver_max_inflight", "namespace_labels", "labels", "startup_timeout", "multicluster", "ignore":
 			p.Errorf(o.Pos, "%s: %s is not supported, there is no API server here: remove it", d.Name, o.Name)
 		default:
-			p.Unknown(d, o, "pods", "ttl", "fallthrough", "noendpoints", "namespaces", "upstream", "endpoint_pod_names")
+			p.Unknown(d, o, "pods", "ttl", "fallthrough", "nearest", "noendpoints", "namespaces", "upstream", "endpoint_pod_names")
 		}
 	}
 	return c

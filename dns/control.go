@@ -130,6 +130,7 @@ func (s *Server) derive() {
 	}
 	if fresh {
 		s.clients.Store(clientsOf(s.clients.Load(), v))
+		s.noteSaved(v)
 	}
 	s.applied.Store(v)
 	if fresh {

@@ -85,6 +85,7 @@ type Server struct {
 	clients  atomic.Pointer[clientIndex]  // who asks, and how far away answers are
 	wake     chan struct{}                // capacity 1
 	tick     time.Duration                // of the control loop; tests shorten it
+	saved    atomic.Bool                  // the data is what was saved, see saved.go
 	running  atomic.Bool
 	draining atomic.Bool // shutting down, in the lameduck period
 	pool     *workers
@@ -108,6 +109,7 @@ type Server struct {
 	background context.Context
 	closing    sync.WaitGroup // sockets that end
 	deriveAt   time.Time      // not before: see derive
+	heard      bool           // another node, since New
 
 	began       time.Time // of Run
 	restDropped bool      // see dropRest

@@ -88,6 +88,7 @@ func plainByte(c byte) byte {
 type responder struct {
 	name  [256 + keyTail]byte
 	other [256]byte // a name that is thought of
+	order [defaultBufsize]byte
 	now   time.Time // of the batch in hand
 	turn  uint64    // of rotation, a xorshift generator
 	tally tally
@@ -146,6 +147,9 @@ func (r *responder) respond(t *table, query, out []byte) int {
 	r.size = wire.MinMsgSize
 	edns := counts&1 != 0
 	bufsize := uint16(defaultBufsize)
+	if edns && r.saved {
+		return 0 // the answer has an extended error
+	}
 	if edns {
 		// Version 0, no options; flags other than DO are ignored (RFC 6891
 		// section 6.1.4).
@@ -342,6 +346,7 @@ func (r *responder) addresses(z *Zone, s *rrset) int {
 		copy(rr[12:], item)
 		at += len(rr)
 	}
+	r.nearestFirst(r.out[at-count*(12+size):at], count, size)
 	r.tally.add(r.plan, r.qtype, wire.RcodeSuccess, byCluster)
 	return at
 }
@@ -351,8 +356,16 @@ func (r *responder) whole(p *packed, by source) int {
 	if p.body == nil || r.nameEnd+4+len(p.body) > r.size || r.plan.rotate && p.fixed && p.runN > 1 {
 		return 0
 	}
-	at := r.header(p.aa, p.ad, p.rcode, p.counts[0], p.counts[1], p.counts[2])
-	at += p.write(r.out[at:], r.rotation())
+	near := by == byCluster && r.block.nearest && p.runN > 1
+	if near && p.fixed {
+		return 0
+	}
+	start := r.header(p.aa, p.ad, p.rcode, p.counts[0], p.counts[1], p.counts[2])
+	at := start + p.write(r.out[start:], r.rotation())
+	if near {
+		run := r.out[start+p.run : start+p.run+p.runN*p.runLen]
+		r.nearestFirst(run, p.runN, int(binary.BigEndian.Uint16(run[10:])))
+	}
 	r.tally.add(r.plan, r.qtype, p.rcode, by)
 	return at
 }

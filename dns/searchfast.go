@@ -77,4 +77,5 @@ func (r *responder) within(base, a, b string) bool {
 type asker struct {
 	client  netip.Addr
 	clients *clientIndex
+	saved   bool // see saved.go
 }

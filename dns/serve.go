@@ -64,6 +64,14 @@ func (s *Server) answerTraced(ctx context.Context, t *table, req *wire.Msg, from
 		if reply = s.resolve(ctx, q); reply == nil {
 			return nil // by order of a plugin
 		}
+		if fromCluster(&q.Query) {
+			if q.block.nearest {
+				s.clients.Load().nearestFirst(reply.Answer)
+			}
+			if s.saved.Load() {
+				explainSaved(&q.Query, reply)
+			}
+		}
 	}
 	finish(q, reply, opt)
 	packed, whole, err := pack(reply, size)

@@ -20,6 +20,9 @@ type Status struct {
 	QPS              float64 // over the last seconds
 	CacheHit         float64 // percent of the queries that were not answered from own data; -1: none yet
 	Upstreams        []Upstream
+	// Saved says that answers about the cluster are from saved state: others
+	// are known, and none was heard since start.
+	Saved bool
 }
 
 // Upstream is a server that queries are forwarded to.
@@ -45,6 +48,7 @@ func (s *Server) Status() Status {
 		st.CacheHit = 100 * float64(hits) / float64(hits+misses)
 	}
 	st.Upstreams = s.upstreams()
+	st.Saved = s.saved.Load()
 	s.mu.Lock()
 	st.Listening, st.QPS = s.listening, s.rate
 	var errs, fixes []string
@@ -93,6 +97,9 @@ func (st *Status) line() string {
 		parts = append(parts, st.Listening[0].String())
 	default:
 		parts = append(parts, fmt.Sprintf("%s and %d more", st.Listening[0], n-1))
+	}
+	if st.Saved {
+		parts = append(parts, "saved state, no other node heard since start")
 	}
 	parts = append(parts, perSecond(st.QPS)+" q/s")
 	if st.CacheHit >= 0 {

@@ -203,7 +203,7 @@ func (u *udpServer) batch(c *net.UDPConn, in *batch.Reader, out *batch.Writer, r
 	}()
 	// The table is looked up for each batch: blocks and addresses change.
 	t := u.srv.live.Load().tables[u.addr]
-	r.now, r.clients = time.Now(), u.srv.clients.Load()
+	r.now, r.clients, r.saved = time.Now(), u.srv.clients.Load(), u.srv.saved.Load()
 	r.warm(t, n, in.Data)
 	watched := u.srv.metrics.watches.list()
 	for i := range n {
