@@ -21,6 +21,8 @@ type plan struct {
 	cache  *hotCache // nil: no cache, or plugins that the packed path must not skip
 	search *search   // nil: questions are answered as they are
 
+	completed *hotCache // what search has led to; nil like search
+
 	counters [sourceCount][2]prometheus.Counter // of the block, see tally
 }
 
@@ -47,7 +49,7 @@ func planOf(plugins []plugin.Named) *plan {
 				pl.cache = newHotCache(p)
 			}
 		case *search:
-			pl.search = p
+			pl.search, pl.completed = p, newHotCache(nil)
 		case *cluster:
 			pl.steps = append(pl.steps, step{cluster: p})
 		case plugin.Bystander:
@@ -263,7 +265,7 @@ func (r *responder) fromZone(c *cluster, name string) (n int, done bool) {
 		case c.fall.Passes(name):
 			return 0, false
 		case r.searches(name):
-			return 0, true
+			return r.complete(name), true
 		}
 		return r.negative(g, name, wire.RcodeNameError), true
 	}
@@ -273,7 +275,7 @@ func (r *responder) fromZone(c *cluster, name string) (n int, done bool) {
 	}
 	switch {
 	case s == nil && !nd.hasAddress() && r.searches(name):
-		return 0, true
+		return r.complete(name), true
 	case s == nil:
 		return r.negative(g, name, wire.RcodeSuccess), true
 	case (s.qtype == wire.TypeA || s.qtype == wire.TypeAAAA) && !s.dup:
@@ -356,7 +358,7 @@ func (r *responder) whole(p *packed, by source) int {
 	if p.body == nil || r.nameEnd+4+len(p.body) > r.size || r.plan.rotate && p.fixed && p.runN > 1 {
 		return 0
 	}
-	near := by == byCluster && r.block.nearest && p.runN > 1
+	near := by != byCache && r.block.nearest && p.runN > 1
 	if near && p.fixed {
 		return 0
 	}

@@ -39,6 +39,8 @@ type hotAnswer struct {
 	ttls   []uint16 // offsets in the body
 	stored time.Time
 	until  time.Time
+
+	clients *clientIndex // that it is good for; nil: all, see completed.go
 }
 
 func newHotCache(c *cache) *hotCache {
@@ -61,6 +63,18 @@ func hotFlags(do, cd, ad bool) (f byte) {
 
 // respond answers from a packed copy, or returns 0.
 func (h *hotCache) respond(r *responder, name string) int {
+	a := h.find(r, name)
+	if a == nil || h.cache.block.holds(name) {
+		return 0
+	}
+	if (a.rcode == wire.RcodeNameError || strings.IndexByte(name, '.') == len(name)-1) && r.searches(name) {
+		return 0
+	}
+	return a.write(r, byCache)
+}
+
+// find returns the copy for the question in hand, or nil.
+func (h *hotCache) find(r *responder, name string) *hotAnswer {
 	n := copy(r.name[:], name) // it lies there already
 	binary.BigEndian.PutUint16(r.name[n:], r.qtype)
 	r.name[n+2] = hotFlags(r.do, r.cd, r.query[3]&0x20 != 0)
@@ -69,22 +83,25 @@ func (h *hotCache) respond(r *responder, name string) int {
 	s.mu.RLock()
 	a := s.answers[string(key)]
 	s.mu.RUnlock()
-	if a == nil || !r.now.Before(a.until) || h.cache.block.holds(name) {
-		return 0
+	if a == nil || !r.now.Before(a.until) {
+		return nil
 	}
-	if (a.rcode == wire.RcodeNameError || strings.IndexByte(name, '.') == len(name)-1) && r.searches(name) {
-		return 0
-	}
-	at := r.whole(&a.packed, byCache)
+	return a
+}
+
+// write answers with a copy, its TTLs counted down, or returns 0.
+func (a *hotAnswer) write(r *responder, by source) int {
+	at := r.whole(&a.packed, by)
 	if at == 0 {
 		return 0
 	}
-	if r.plan.rotate && a.runN > 1 { // rotation moved the TTLs
-		agePacked(r.out[at-len(a.body):at], a.age(r.now))
+	body := r.out[at-len(a.body) : at]
+	if a.runN > 1 && (r.plan.rotate || by == bySearch) { // order has moved the TTLs
+		agePacked(body, a.age(r.now))
 		return at
 	}
 	for _, off := range a.ttls {
-		b := r.out[at-len(a.body)+int(off):]
+		b := body[off:]
 		binary.BigEndian.PutUint32(b, binary.BigEndian.Uint32(b)-a.age(r.now))
 	}
 	return at
@@ -123,7 +140,15 @@ func ttlOf(b []byte, off int) int {
 // learn takes over an answer that the cache has just given: the packed
 // message and whether nothing was left out of it for want of room.
 func (h *hotCache) learn(q *query, msg []byte, whole bool, now time.Time) {
-	if !q.Cached || !whole || len(q.EDE) > 0 || q.Class != wire.ClassINET || !counted(q.Type) || !isPlain(q.Name) || q.Depth > 0 {
+	if q.Cached {
+		h.store(q, msg, whole, now, nil)
+	}
+}
+
+// store keeps an answer until it is old, or, with clients, until they are
+// others.
+func (h *hotCache) store(q *query, msg []byte, whole bool, now time.Time, clients *clientIndex) {
+	if !whole || len(q.EDE) > 0 || q.Class != wire.ClassINET || !counted(q.Type) || !isPlain(q.Name) || q.Depth > 0 {
 		return
 	}
 	rcode := msg[3] & 0xF
@@ -140,7 +165,7 @@ func (h *hotCache) learn(q *query, msg []byte, whole bool, now time.Time) {
 			binary.BigEndian.PutUint16(msg[10:], n-1)
 		}
 	}
-	a := &hotAnswer{stored: now}
+	a := &hotAnswer{stored: now, clients: clients}
 	a.qtype, a.ad = q.Type, msg[3]&0x20 != 0
 	a.fill(msg, qlen, msg[2]&0x04 != 0)
 	if a.body == nil || len(a.body) > hotSize {

@@ -195,10 +195,13 @@ func (w *walk) first(ctx context.Context, rest []string, next plugin.Handler) (*
 	}
 	switch {
 	case w.found != nil:
-	case w.broken || w.empty == nil || first.Rcode == wire.RcodeSuccess:
-		// It is true of the name that was asked, and cheap. The client asks
-		// on, and learns of a failure from the question that it is about.
+	case w.broken:
+		// It is true of the name that was asked. The client asks on, and
+		// learns of the failure from the question that it is about.
 		w.q.EDE = w.q.EDE[:explained]
+		return first, nil
+	case w.empty == nil || first.Rcode == wire.RcodeSuccess:
+		w.q.Own, w.q.Cached, w.q.Source = true, false, "search"
 		return first, nil
 	default:
 		w.found, w.foundName = w.empty, w.emptyName

@@ -55,14 +55,31 @@ func askFrom(t testing.TB, s *Server, from, name, qtype string) *wire.Msg {
 	r.clients, r.client = s.clients.Load(), a.Addr()
 	n := r.respond(s.live.Load().main, q, out[:])
 	want := s.answerPacket(context.Background(), s.live.Load().main, q, a, "udp")
-	if n > 0 && string(out[:n]) != string(want) {
-		t.Fatalf("%s %s from %s: packed path %x, chain %x", name, qtype, from, out[:n], want)
-	}
-	reply := new(wire.Msg)
+	reply, fast := new(wire.Msg), new(wire.Msg)
 	if err := reply.Unpack(want); err != nil {
 		t.Fatal(err)
 	}
+	if n == 0 {
+		return reply
+	}
+	if err := fast.Unpack(out[:n]); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := render(ageless(fast)), render(ageless(reply)); got != want {
+		t.Fatalf("%s %s from %s: packed path %s, chain %s", name, qtype, from, got, want)
+	}
 	return reply
+}
+
+// ageless is a message whose records do not show how old they are.
+func ageless(m *wire.Msg) *wire.Msg {
+	m = m.Copy()
+	for _, rrs := range [][]wire.RR{m.Answer, m.Ns} {
+		for _, rr := range rrs {
+			rr.Header().Ttl = 0
+		}
+	}
+	return m
 }
 
 // brief writes an answer as "name → name address"; or its code.
@@ -153,6 +170,62 @@ func TestSearchRecords(t *testing.T) {
 	want := "NOERROR aa\nwww.example.org. 3600 IN A 192.0.2.80\nwww.example.org.apps.svc.cluster.local. 5 IN CNAME www.example.org.\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("answer (-want +got):\n%s", diff)
+	}
+}
+
+// TestSearchKept: an answer is given again in the receive loop, to clients of
+// its namespace alone and only while the cluster is the same. What the node
+// knows from elsewhere is looked up each time.
+func TestSearchKept(t *testing.T) {
+	up := answering(t)
+	s := running(t, Options{Servers: servers(t, fmt.Sprintf(". {\n cache 30\n hosts testdata/none {\n 192.0.2.7 held.example.org\n fallthrough\n}\n cluster cluster.local\n forward . %s\n}\n", up))}, testView())
+	tab := s.live.Load().main
+	packed := func(from, name string) string {
+		m := new(wire.Msg)
+		m.SetQuestion(name, wire.TypeA)
+		q, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &responder{now: time.Now(), turn: 1}
+		r.clients, r.client = s.clients.Load(), addr(from)
+		var out [defaultBufsize]byte
+		n := r.respond(tab, q, out[:])
+		if n == 0 {
+			s.answerPacket(t.Context(), tab, q, netip.AddrPortFrom(addr(from), 40000), "udp")
+			return "chain"
+		}
+		if err := m.Unpack(out[:n]); err != nil {
+			t.Fatal(err)
+		}
+		return brief(m)
+	}
+	const outside, gone, held, inside = "two.example.org.apps.svc.cluster.local.", "missing.example.org.apps.svc.cluster.local.", "held.example.org.apps.svc.cluster.local.", "db.data.apps.svc.cluster.local."
+	for _, name := range []string{outside, gone, held, inside} {
+		if got := packed(fromApps, name); got != "chain" {
+			t.Errorf("%s: %s before anybody has asked", name, got)
+		}
+	}
+	for name, want := range map[string]string{
+		outside: "→ two.example.org. ", gone: "NXDOMAIN", held: "chain", inside: "→ db.data.svc.cluster.local. ",
+	} {
+		if got := packed(fromApps, name); !strings.HasPrefix(got, want) {
+			t.Errorf("%s again: %s, want %s", name, got, want)
+		}
+		for _, from := range []string{fromDefault, fromNowhere} {
+			if got := packed(from, name); got != "NXDOMAIN" {
+				t.Errorf("%s from %s: %s", name, from, got)
+			}
+		}
+	}
+	v := testView()
+	v.Rev = 8
+	s.Set(v)
+	waitFor(t, "the next view", func() bool { return s.Status().Applied == 8 })
+	for _, name := range []string{outside, gone, held, inside} {
+		if got := packed(fromApps, name); got != "chain" {
+			t.Errorf("%s: %s although the cluster has changed", name, got)
+		}
 	}
 }
 

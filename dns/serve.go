@@ -59,6 +59,7 @@ func (s *Server) answerTraced(ctx context.Context, t *table, req *wire.Msg, from
 	if t != nil {
 		q.Local = t.addr
 	}
+	clients := s.clients.Load()
 	size, opt, reply := s.check(q)
 	if reply == nil {
 		if reply = s.resolve(ctx, q); reply == nil {
@@ -85,8 +86,11 @@ func (s *Server) answerTraced(ctx context.Context, t *table, req *wire.Msg, from
 	}
 	now := time.Now()
 	s.metrics.observe(q, reply, now.Sub(start))
-	if q.Cached && q.block.plan != nil && q.block.plan.cache != nil && (opt == nil || len(opt.Option) == 0) {
-		q.block.plan.cache.learn(q, packed, whole, now)
+	if q.block != nil && q.block.plan != nil && (opt == nil || len(opt.Option) == 0) {
+		if q.block.plan.cache != nil {
+			q.block.plan.cache.learn(q, packed, whole, now)
+		}
+		q.block.plan.learnCompleted(q, reply, packed, whole, now, clients)
 	}
 	restoreCase(packed, req)
 	return packed

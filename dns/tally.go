@@ -22,6 +22,7 @@ type source uint8
 const (
 	byCluster source = iota
 	byCache
+	bySearch
 	sourceCount
 )
 
@@ -77,7 +78,7 @@ func (t *tally) add(pl *plan, qtype uint16, rcode uint8, by source) {
 }
 
 // sourceNames and packedRcodes are what tally's indexes stand for.
-func sourceNames() [sourceCount]string { return [sourceCount]string{"cluster", "cache"} }
+func sourceNames() [sourceCount]string { return [sourceCount]string{"cluster", "cache", "search"} }
 func packedRcodes() [2]string          { return [2]string{"NOERROR", "NXDOMAIN"} }
 
 // flushBlock adds to the metrics of a block what was counted of it.
