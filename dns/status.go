@@ -99,7 +99,7 @@ func (st *Status) line() string {
 		parts = append(parts, fmt.Sprintf("%s and %d more", st.Listening[0], n-1))
 	}
 	if st.Saved {
-		parts = append(parts, "saved state, no other node heard since start")
+		parts = append(parts, "saved state")
 	}
 	parts = append(parts, perSecond(st.QPS)+" q/s")
 	if st.CacheHit >= 0 {
