@@ -9,7 +9,7 @@
 //	table of the socket: longest zone match ─► server block   (block.go)
 //	       │
 //	       ▼ chain of directives, fixed order  (directives.go)
-//	errors log acl … rewrite cache … hosts cluster file loop forward
+//	errors log acl … rewrite search cache … hosts cluster file loop forward
 //	                                      │
 //	                    Zone, immutable, derived from one state.View (zone.go)
 //
