@@ -198,6 +198,9 @@ func TestCorefiles(t *testing.T) {
 			"Nodefile:10: proxy: is read as forward",
 		}},
 		{name: "kubeadm", text: kubeadm},
+		{name: "nothing to transfer", text: ". {\n errors\n transfer {\n to *\n }\n cluster\n forward . 192.0.2.1\n}\n", notices: []string{
+			"Nodefile:3: transfer: has no effect without `file`, names of the cluster are not copied",
+		}},
 		{name: "hosts keeps everything", text: ". {\n errors\n hosts\n forward . 192.0.2.1\n}\n", notices: []string{
 			"Nodefile:3: hosts: without `fallthrough` no unknown name reaches forward in line 4",
 		}},

@@ -170,6 +170,11 @@ func (p *parser) parseDirectives() {
 		}
 		p.block.plugins = append(p.block.plugins, ps...)
 	}
+	if tr, ok := first["transfer"]; ok {
+		if _, ok := first["file"]; !ok {
+			p.Noticef(config.Directive{Pos: tr}, "transfer: has no effect without `file`, names of the cluster are not copied")
+		}
+	}
 	if f, ok := first["forward"]; ok {
 		p.reachable(first["hosts"], f)
 	}

@@ -116,7 +116,7 @@ func specView() *state.View {
 		{Service: state.Service{Namespace: "data", Name: "none", Headless: true}},
 		{
 			Service:  state.Service{Namespace: "data", Name: "mute", Headless: true, Ports: []state.ServicePort{port("", "tcp", 80)}},
-			Backends: []state.BackendOf{backend("10.244.1.40", "m-0", true, 80)},
+			Backends: []state.BackendOf{backend("10.244.1.40", "m-0", true, 80), backend("10.244.1.41", "m-0", true, 80)},
 		},
 	})
 }
@@ -162,6 +162,7 @@ func TestStatements(t *testing.T) {
 		{"", "2.4.1 AAAA of ready endpoints", "db.data.svc AAAA", "db.data.svc AAAA 2001:db8:1::20"},
 		{"", "2.4.1 endpoint by its host name", "db-0.db.data.svc A", "db-0.db.data.svc A 10.244.1.20"},
 		{"", "2.4.1 two families, one host name", "db-0.db.data.svc AAAA", "db-0.db.data.svc AAAA 2001:db8:1::20"},
+		{"", "2.4.1 several addresses, one host name", "m-0.mute.data.svc A", "m-0.mute.data.svc A 10.244.1.40\nm-0.mute.data.svc A 10.244.1.41"},
 		{"", "2.4.1 host names are lower-case", "db-1.db.data.svc A", "db-1.db.data.svc A 10.244.1.21"},
 		{"", "2.4.1 an identifier where there is no host name", "10-244-1-23.db.data.svc A", "10-244-1-23.db.data.svc A 10.244.1.23"},
 		{"", "2.4.1 not beside a host name", "10-244-1-20.db.data.svc A", "NXDOMAIN"},
@@ -171,7 +172,7 @@ func TestStatements(t *testing.T) {
 		{"", "2.4.2 SRV: N endpoints by M ports", "_sql._tcp.db.data.svc SRV", "_sql._tcp.db.data.svc SRV 0 33 3306 db-0.db.data.svc\n_sql._tcp.db.data.svc SRV 0 33 3307 db-1.db.data.svc\n_sql._tcp.db.data.svc SRV 0 33 3306 10-244-1-23.db.data.svc\n+\ndb-0.db.data.svc A 10.244.1.20\ndb-0.db.data.svc AAAA 2001:db8:1::20\ndb-1.db.data.svc A 10.244.1.21\n10-244-1-23.db.data.svc A 10.244.1.23"},
 		{"", "2.4.2 not of an endpoint without that port", "_metrics._tcp.db.data.svc SRV", "_metrics._tcp.db.data.svc SRV 0 50 9104 db-0.db.data.svc\n_metrics._tcp.db.data.svc SRV 0 50 9104 10-244-1-23.db.data.svc\n+\ndb-0.db.data.svc A 10.244.1.20\ndb-0.db.data.svc AAAA 2001:db8:1::20\n10-244-1-23.db.data.svc A 10.244.1.23"},
 		{"", "2.4.2 of one endpoint", "_sql._tcp.db-1.db.data.svc SRV", "_sql._tcp.db-1.db.data.svc SRV 0 100 3307 db-1.db.data.svc\n+\ndb-1.db.data.svc A 10.244.1.21"},
-		{"", "2.4.2 unnamed ports: of the bare name only", "mute.data.svc SRV", "mute.data.svc SRV 0 100 80 m-0.mute.data.svc\n+\nm-0.mute.data.svc A 10.244.1.40"},
+		{"", "2.4.2 unnamed ports: of the bare name only", "mute.data.svc SRV", "mute.data.svc SRV 0 100 80 m-0.mute.data.svc\n+\nm-0.mute.data.svc A 10.244.1.40\nm-0.mute.data.svc A 10.244.1.41"},
 		{"", "2.4.2 unnamed ports have no name", "_tcp.mute.data.svc SRV", "NXDOMAIN"},
 		{"", "2.4.2 none is ready", "_sql._tcp.asleep.data.svc SRV", "NXDOMAIN"},
 		{"", "2.4.3 PTR of an endpoint: its host name", "20.1.244.10.in-addr.arpa. PTR", "20.1.244.10.in-addr.arpa. PTR db-0.db.data.svc"},
