@@ -79,7 +79,7 @@ func TestDocs(t *testing.T) {
 		all := fences(t, page)
 		parsed := 0
 		for i, f := range all {
-			if f.kind != "nodefile" {
+			if f.kind != "nodefile" && f.kind != "corefile" {
 				continue
 			}
 			parsed++

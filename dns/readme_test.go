@@ -150,7 +150,7 @@ func examples(page string) (out []string) {
 	all := fence.FindAllStringSubmatch(page, -1)
 	for i, f := range all {
 		faulty := i+1 < len(all) && all[i+1][1] == "text" && strings.HasPrefix(all[i+1][2], "Nodefile:")
-		if f[1] == "nodefile" && !faulty {
+		if (f[1] == "nodefile" || f[1] == "corefile") && !faulty {
 			out = append(out, f[2])
 		}
 	}

@@ -3,6 +3,7 @@ package labs
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -104,7 +105,7 @@ func TestLab22ClassicCorefile(t *testing.T) {
 
 	s.Say("## health and prometheus :9153\n\nBoth without an address, so at all of the node's:")
 	s.Want(s.Run("outside", curl+"http://192.168.1.11:8080/health"), `^OK`)
-	s.Want(s.Run("outside", "sh -c \""+curl+"http://192.168.1.12:9153/metrics | grep ^nodenet_dns_queries_total\""), `^nodenet_dns_queries_total\{.*\} \d+`)
+	s.Want(s.Run("outside", "sh -c \""+curl+"http://192.168.1.12:9153/metrics | grep '^nodenet_dns_queries_total.* [1-9]'\""), `^nodenet_dns_queries_total\{.*\} \d+`)
 
 	s.Say("## reload\n\nA name more in the Nodefile, and nothing else: half a minute later at most it is served.")
 	s.Shell("node2", `sed -i '/cache 30/i hosts {\n  192.168.1.77 intranet.mycompany.com\n  fallthrough\n}' `+s.Lab.Dir()+"/node2/Nodefile")
@@ -114,7 +115,121 @@ func TestLab22ClassicCorefile(t *testing.T) {
 	})
 	s.Want(test.Run("dig +short intranet.mycompany.com"), `^192\.168\.1\.77$`)
 	s.Want(test.Run("dig +short web.apps.svc.cluster.local"), `^10\.107\.37\.188$`)
+
+	s.Say("## Those of others\n\nWhat kubeadm and k3s install, and what NodeLocalDNS makes of its template, is valid too.")
+	for _, f := range otherCorefiles() {
+		s.File(f[0], f[1])
+		s.Want(s.Run("node1", "nodectl check "+f[0]), `^`+regexp.QuoteMeta(f[0])+` is valid`)
+	}
 }
+
+// otherCorefiles are those that kubeadm and k3s install and that NodeLocalDNS
+// makes of its template.
+func otherCorefiles() [][2]string {
+	return [][2]string{
+		{"kubeadm.Corefile", kubeadmCorefile}, {"k3s.Corefile", k3sCorefile}, {"nodelocaldns.Corefile", nodelocalCorefile},
+	}
+}
+
+const kubeadmCorefile = `.:53 {
+    errors
+    health {
+       lameduck 5s
+    }
+    ready
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+       pods insecure
+       fallthrough in-addr.arpa ip6.arpa
+       ttl 30
+    }
+    prometheus :9153
+    forward . /etc/resolv.conf {
+       max_concurrent 1000
+    }
+    cache 30 {
+       disable success cluster.local
+       disable denial cluster.local
+    }
+    loop
+    reload
+    loadbalance
+}
+`
+
+const k3sCorefile = `.:53 {
+    errors
+    health
+    ready
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+      pods insecure
+      fallthrough in-addr.arpa ip6.arpa
+    }
+    hosts /etc/coredns/NodeHosts {
+      ttl 60
+      reload 15s
+      fallthrough
+    }
+    prometheus :9153
+    cache 30 {
+       disable success cluster.local
+       disable denial cluster.local
+    }
+    forward . /etc/resolv.conf
+    loop
+    reload
+    loadbalance
+    import /etc/coredns/custom/*.override
+}
+import /etc/coredns/custom/*.server
+`
+
+const nodelocalCorefile = `cluster.local:53 {
+    errors
+    cache {
+            success 9984 30
+            denial 9984 5
+    }
+    reload
+    loop
+    bind 169.254.20.10 10.96.0.10
+    forward . 10.103.0.10 {
+            force_tcp
+    }
+    prometheus :9253
+    health 169.254.20.10:8080
+    }
+in-addr.arpa:53 {
+    errors
+    cache 30
+    reload
+    loop
+    bind 169.254.20.10 10.96.0.10
+    forward . 10.103.0.10 {
+            force_tcp
+    }
+    prometheus :9253
+    }
+ip6.arpa:53 {
+    errors
+    cache 30
+    reload
+    loop
+    bind 169.254.20.10 10.96.0.10
+    forward . 10.103.0.10 {
+            force_tcp
+    }
+    prometheus :9253
+    }
+.:53 {
+    errors
+    cache 30
+    reload
+    loop
+    bind 169.254.20.10 10.96.0.10
+    forward . /etc/resolv.conf
+    prometheus :9253
+    }
+`
 
 // ttl types a query for an A record and returns the time that it lives.
 func ttl(t *testing.T, s *scenario.Scenario, w *scenario.Workload, name string) int {
