@@ -31,6 +31,26 @@ type Verdict struct {
 	// Lift is the MAC that a bridged packet is sent to instead of its
 	// neighbour's; empty: it is switched as usual.
 	Lift string
+	// Lookups are the sets and maps that were asked, in order.
+	Lookups []Lookup
+}
+
+// Lookup is a question to a set or a map.
+type Lookup struct {
+	Chain, Set, Key string
+	Found           bool
+	Value           string // of a map, if found
+}
+
+func (l Lookup) String() string {
+	s := l.Chain + ": " + l.Set + " { " + l.Key
+	switch {
+	case !l.Found:
+		return s + " } no"
+	case l.Value == "":
+		return s + " } yes"
+	}
+	return s + " : " + l.Value + " }"
 }
 
 func (v Verdict) String() string {
@@ -198,7 +218,7 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 		case ClearPriority:
 			t.prio = 0
 		case PriorityVmap:
-			e, ok := t.table.set(s.Map).find(string(key(nil).host(t.prio)))
+			e, ok := t.ask(s.Map, key(nil).host(t.prio))
 			if !ok {
 				return "", ""
 			}
@@ -275,5 +295,20 @@ func (t *tracer) lookup(name string, fields []Field) (Elem, bool) {
 			k = k.host(t.p.Rand % f.Mod)
 		}
 	}
-	return t.table.set(name).find(string(k))
+	return t.ask(name, k)
+}
+
+// ask finds a key in a set and notes that it was asked for.
+func (t *tracer) ask(name string, k key) (Elem, bool) {
+	s := t.table.set(name)
+	e, ok := s.find(string(k))
+	l := Lookup{Set: name, Key: format(s.Key, string(k)), Found: ok}
+	if n := len(t.v.Path); n > 0 {
+		l.Chain = t.v.Path[n-1]
+	}
+	if ok && len(s.Val) > 0 {
+		l.Value = format(s.Val, e.Val)
+	}
+	t.v.Lookups = append(t.v.Lookups, l)
+	return e, ok
 }

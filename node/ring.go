@@ -40,6 +40,7 @@ func (n *Node) clusterRoutes(mux *http.ServeMux) {
 		}
 		get(n.secretStatus)(w, r)
 	})
+	n.balanceRoutes(mux)
 	mux.HandleFunc("POST "+api.PathRotate, n.rotate)
 	mux.HandleFunc("POST "+api.PathSnapshot, post(n.saveSnapshot))
 }

@@ -65,6 +65,20 @@ func TestClusterScreens(t *testing.T) {
 			return writeExplanation(w, &api.Explanation{Addr: netip.MustParseAddr("10.244.9.9"), Network: "pods", Part: &testRings()[0].Parts[2], TakenFrom: "node3",
 				Summary: "network pods: nobody can have it before then", Free: "nobody can have it before then"}, now)
 		},
+		"lb-trace": func(w io.Writer) error {
+			return writeTrace(w, &api.LBTrace{
+				From: netip.MustParseAddr("192.0.2.1"), To: netip.MustParseAddrPort("10.96.0.24:80"), Protocol: "tcp", Device: "eth0",
+				Chains: []string{"raw_pre", "pre", "dispatch", "vip", "lb-2"}, Action: "accept", Target: netip.MustParseAddrPort("10.244.1.2:8080"), Translated: true, Masquerade: true,
+				Lookups: []string{"vip: svc { 10.96.0.24 . tcp . 80 : 0:2 }", "vip: bkt { 0:2 : goto lb-2 }", "lb-2: eps { 10.96.0.24 . tcp . 80 . 1 : 10.244.1.2 . 8080 }"},
+			})
+		},
+		"lb-trace-refused": func(w io.Writer) error {
+			return writeTrace(w, &api.LBTrace{
+				From: netip.MustParseAddr("10.244.0.1"), To: netip.MustParseAddrPort("10.96.0.24:81"), Protocol: "tcp",
+				Chains: []string{"out", "dispatch", "vip", "guard_out", "guard", "undelivered"}, Action: "reset",
+				Lookups: []string{"vip: svc { 10.96.0.24 . tcp . 81 } no", "undelivered: vips { 10.96.0.24 } yes"},
+			})
+		},
 		"peers": func(w io.Writer) error {
 			return columns(w, func(w io.Writer) {
 				peersTable(w, []api.PeerDetail{
