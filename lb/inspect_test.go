@@ -31,6 +31,9 @@ func TestInspect(t *testing.T) {
 	}
 	p := Packet{In: "eth0", Src: addr("192.0.2.1"), Dst: addr("10.96.0.23"), Proto: TCP, Dport: 80, Rand: 1}
 	v := Trace(rs, p)
+	if l := v.Lookups[len(v.Lookups)-1]; l.Chain != "translated" {
+		t.Errorf("the last question is %s, want one of chain translated", l)
+	}
 	var asked []string
 	for _, l := range v.Lookups {
 		if l.Set == "svc" || l.Set == "bkt" || l.Set == "eps" {
@@ -40,6 +43,10 @@ func TestInspect(t *testing.T) {
 	want := []string{"vip: svc { 10.96.0.23 . tcp . 80 : 0:2 }", "vip: bkt { 0:2 : goto lb-2 }", "lb-2: eps { 10.96.0.23 . tcp . 80 . 1 : 10.244.1.2 . 8080 }"}
 	if diff := cmp.Diff(want, asked); diff != "" || v.String() != "accept to 10.244.1.2:8080 masquerade" {
 		t.Errorf("%s (-want +got):\n%s", v, diff)
+	}
+	direct := Trace(rs, Packet{In: "nn-t0", Src: addr("10.244.0.2"), Dst: addr("10.244.0.3"), Proto: TCP, Dport: 80})
+	if l := direct.Lookups[len(direct.Lookups)-1]; l.String() != "post: cluster { 10.244.0.3 } yes" {
+		t.Errorf("the last question is %s, want whether it leaves the cluster", l)
 	}
 	s.nft("", "delete", "element", "inet", "nodenet", "svc", "{ 10.96.0.23 . tcp . 80 }")
 	if rs, err = inspect(k, w); err != nil {

@@ -79,6 +79,7 @@ type tracer struct {
 	orig  netip.Addr
 	prio  uint32
 	out   string // device; known after routing
+	in    string // chain whose rules are looked at
 	v     Verdict
 }
 
@@ -156,6 +157,9 @@ func (t *tracer) run(name string) bool {
 		return true
 	}
 	t.v.Path = append(t.v.Path, name)
+	caller := t.in
+	t.in = name
+	defer func() { t.in = caller }()
 	for _, r := range c.Rules {
 		switch end, next := t.rule(r); {
 		case end == "jump":
@@ -302,10 +306,7 @@ func (t *tracer) lookup(name string, fields []Field) (Elem, bool) {
 func (t *tracer) ask(name string, k key) (Elem, bool) {
 	s := t.table.set(name)
 	e, ok := s.find(string(k))
-	l := Lookup{Set: name, Key: format(s.Key, string(k)), Found: ok}
-	if n := len(t.v.Path); n > 0 {
-		l.Chain = t.v.Path[n-1]
-	}
+	l := Lookup{Chain: t.in, Set: name, Key: format(s.Key, string(k)), Found: ok}
 	if ok && len(s.Val) > 0 {
 		l.Value = format(s.Val, e.Val)
 	}
