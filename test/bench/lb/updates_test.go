@@ -33,21 +33,36 @@ type kernel struct {
 	lb.Kernel
 	mu      sync.Mutex
 	took    times
+	calls   int            // of Apply; only its caller's
 	applied chan time.Time // when each transaction was done
 }
 
+// Apply times one call in eight by the thread's clock. That binds the goroutine
+// to its thread, which makes the call itself slower: such calls are not among
+// those timed by the wall's.
 func (k *kernel) Apply(o lb.Ops) error {
-	runtime.LockOSThread() // for the thread's clock
-	defer runtime.UnlockOSThread()
-	cpu, began := threadTime(), time.Now()
+	k.calls++
+	if k.calls%8 == 0 {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		cpu := threadTime()
+		err := k.Kernel.Apply(o)
+		cpu = threadTime() - cpu
+		k.done(func() { k.took.cpu = append(k.took.cpu, cpu) }, time.Now())
+		return err
+	}
+	began := time.Now()
 	err := k.Kernel.Apply(o)
 	now := time.Now()
-	k.mu.Lock()
-	k.took.wall = append(k.took.wall, now.Sub(began))
-	k.took.cpu = append(k.took.cpu, threadTime()-cpu)
-	k.mu.Unlock()
-	k.applied <- now
+	k.done(func() { k.took.wall = append(k.took.wall, now.Sub(began)) }, now)
 	return err
+}
+
+func (k *kernel) done(note func(), at time.Time) {
+	k.mu.Lock()
+	note()
+	k.mu.Unlock()
+	k.applied <- at
 }
 
 // times are those of transactions: as a clock shows them, and what the thread
@@ -219,9 +234,9 @@ func figUpdates(t *testing.T, tab *figureTable) {
 		at := fmt.Sprintf(", %d services", r.n)
 		tab.add(
 			figure{name: "one backend: kernel call p50" + at, value: p50[r.n][0], unit: "µs", goal: goals[0],
-				how: fmt.Sprintf("%d × %d, %d changes one by one, %d a turn: add, remove, another service", r.n, backends, len(c.wall), turn)},
+				how: fmt.Sprintf("%d × %d, %d changes one by one, %d a turn: add, remove, another service", r.n, backends, len(c.wall)+len(c.cpu), turn)},
 			figure{name: "one backend: kernel call p99" + at, value: micros(quantile(c.wall, 0.99)), unit: "µs", goal: goals[1]},
-			figure{name: "… processor time p50" + at, value: p50[r.n][2], unit: "µs", how: "of the same calls: what other processes of the machine did is left out"},
+			figure{name: "… processor time p50" + at, value: p50[r.n][2], unit: "µs", how: "of one call in eight: what other processes of the machine did is left out"},
 			figure{name: "… processor time p99" + at, value: micros(quantile(c.cpu, 0.99)), unit: "µs"},
 			figure{name: "one backend: event to kernel p50" + at, value: p50[r.n][1], unit: "µs", goal: goals[2], how: "record written, view, load balancer, netlink, answer"},
 			figure{name: "one backend: event to kernel p99" + at, value: micros(quantile(events[r.n], 0.99)), unit: "µs", goal: goals[2]},
