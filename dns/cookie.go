@@ -1,10 +1,9 @@
 package dns
 
 import (
+	"bytes"
 	"crypto/rand"
-	"encoding/hex"
-	"slices"
-	"strings"
+	"encoding/binary"
 	"sync"
 
 	wire "github.com/miekg/dns"
@@ -15,59 +14,59 @@ import (
 // safe for concurrent use.
 type cookies struct {
 	mu     sync.Mutex
-	own    string // eight bytes in hex
-	server string // what the upstream gave us; empty: nothing yet
+	made   bool
+	own    [8]byte
+	server []byte // what the upstream gave us; empty: nothing yet
 	off    bool   // the upstream cannot bear them
 }
 
-// put adds our cookie to a query, in the place of an older one.
-func (c *cookies) put(m *wire.Msg) {
-	opt := m.IsEdns0()
-	if opt == nil {
-		return
-	}
+// maxCookie is the EDNS option with the longest cookie, in bytes.
+const maxCookie = 4 + 8 + 32
+
+// put appends our cookie to a packed query whose last record is an OPT record
+// that ends the message and has optSize bytes of options.
+func (c *cookies) put(query []byte, optSize int) []byte {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.off {
-		c.mu.Unlock()
-		opt.Option = slices.DeleteFunc(opt.Option, func(o wire.EDNS0) bool { return o.Option() == wire.EDNS0COOKIE })
-		return
+		return query
 	}
-	if c.own == "" {
-		var b [8]byte
-		rand.Read(b[:]) // never fails
-		c.own = hex.EncodeToString(b[:])
+	if !c.made {
+		rand.Read(c.own[:]) // never fails
+		c.made = true
 	}
-	text := c.own + c.server
-	c.mu.Unlock()
-	for _, o := range opt.Option {
-		if old, ok := o.(*wire.EDNS0_COOKIE); ok {
-			old.Cookie = text
-			return
-		}
-	}
-	opt.Option = append(opt.Option, &wire.EDNS0_COOKIE{Code: wire.EDNS0COOKIE, Cookie: text})
+	size := len(c.own) + len(c.server)
+	binary.BigEndian.PutUint16(query[len(query)-optSize-2:], uint16(optSize+4+size))
+	query = binary.BigEndian.AppendUint16(query, wire.EDNS0COOKIE)
+	query = binary.BigEndian.AppendUint16(query, uint16(size))
+	query = append(query, c.own[:]...)
+	return append(query, c.server...)
 }
 
-// check reports whether an answer may be from the upstream, and learns its
-// cookie. An upstream without cookies is believed.
-func (c *cookies) check(r *wire.Msg) bool {
-	opt := r.IsEdns0()
-	if opt == nil {
-		return true
-	}
-	for _, o := range opt.Option {
-		got, ok := o.(*wire.EDNS0_COOKIE)
-		if !ok {
+// check reports whether an answer with these EDNS options may be from the
+// upstream, and learns its cookie. An upstream without cookies is believed.
+func (c *cookies) check(options []byte) bool {
+	for len(options) >= 4 {
+		code, size := binary.BigEndian.Uint16(options), int(binary.BigEndian.Uint16(options[2:]))
+		options = options[4:]
+		if size > len(options) {
+			return false
+		}
+		got := options[:size]
+		options = options[size:]
+		if code != wire.EDNS0COOKIE {
 			continue
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		rest, ours := strings.CutPrefix(strings.ToLower(got.Cookie), c.own)
+		rest, ours := bytes.CutPrefix(got, c.own[:])
 		// Eight to 32 bytes of the server (RFC 7873 section 4).
-		if !ours || len(rest) != 0 && (len(rest) < 16 || len(rest) > 64) {
+		if !c.made || !ours || len(rest) != 0 && (len(rest) < 8 || len(rest) > 32) {
 			return false
 		}
-		c.server = rest
+		if !bytes.Equal(c.server, rest) {
+			c.server = bytes.Clone(rest)
+		}
 	}
 	return true
 }
@@ -77,7 +76,7 @@ func (c *cookies) check(r *wire.Msg) bool {
 func (c *cookies) refused() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	again := !c.off && c.server == ""
+	again := !c.off && len(c.server) == 0
 	c.off = c.off || again
 	return again
 }

@@ -29,6 +29,7 @@ type upstream struct {
 	probing atomic.Bool
 	rtt     atomic.Int64 // smoothed, nanoseconds; 0: not measured
 	cookies cookies
+	pool    pool // of UDP sockets
 
 	mu      sync.Mutex
 	idle    []idleConn // TCP, newest last
@@ -86,8 +87,7 @@ func (u *upstream) exchange(ctx context.Context, m *wire.Msg, tcp bool) (*wire.M
 			r, err = u.overUDP(ctx, m)
 		}
 		if err != nil || !r.Truncated && r.Rcode != wire.RcodeBadCookie {
-			u.measure(time.Since(start), err)
-			return r, err
+			return r, err // the pool has measured
 		}
 	}
 	r, err = u.overTCP(ctx, m)
@@ -106,34 +106,72 @@ func (u *upstream) measure(d time.Duration, err error) {
 	u.rtt.Store(int64(d))
 }
 
-// overUDP uses a socket of its own for each query: its random port is half
-// of the protection against forged answers (RFC 5452 section 9.2).
+// overUDP asks through the pool of sockets and waits until ctx ends. Equal
+// questions of several clients are asked once.
 func (u *upstream) overUDP(ctx context.Context, m *wire.Msg) (*wire.Msg, error) {
-	c, err := u.options().dialer("udp").DialContext(ctx, "udp", u.addr.String())
+	w := &caller{done: make(chan result, 1)}
+	f, s, err := u.ask(keyOf(m), w, nil, time.Now(), func() ([]byte, error) { return u.packQuery(m) })
 	if err != nil {
-		return nil, fmt.Errorf("open socket to %s: %w", u.addr, err)
-	}
-	// More room than was advertised; it is allocated for each answer.
-	conn := &wire.Conn{Conn: c, UDPSize: wire.DefaultMsgSize}
-	defer conn.Close()
-	defer bound(ctx, conn)()
-	u.cookies.put(m)
-	if err := conn.WriteMsg(m); err != nil {
 		return nil, fmt.Errorf("send query to %s: %w", u.addr, err)
 	}
-	for {
-		r, err := conn.ReadMsg()
-		if err == nil && matches(m, r) && u.cookies.check(r) {
-			return r, nil
-		}
-		// A malformed or foreign datagram may be forged: the real answer may
-		// still come. Only the socket's own errors end the wait.
-		var nerr net.Error
-		if errors.As(err, &nerr) {
-			return nil, fmt.Errorf("wait for answer of %s: %w", u.addr, cause(ctx, err))
-		}
+	if s != nil {
+		u.flush(s)
+	}
+	select {
+	case r := <-w.done:
+		return r.msg, r.err
+	case <-ctx.Done():
+		u.leave(f, w)
+		return nil, fmt.Errorf("wait for answer of %s: %w", u.addr, context.Cause(ctx))
 	}
 }
+
+// keyOf tells what a query of upstreamQuery has in common with others. Those
+// with options, and probes, which have no EDNS, are nobody else's.
+func keyOf(m *wire.Msg) flightKey {
+	opt := m.IsEdns0()
+	if opt == nil || len(opt.Option) > 0 {
+		return flightKey{}
+	}
+	q := m.Question[0]
+	return flightKey{name: wire.CanonicalName(q.Name), qtype: q.Qtype, class: q.Qclass, do: opt.Do(), cd: m.CheckingDisabled, rd: m.RecursionDesired}
+}
+
+// packQuery packs a query; one with EDNS gets our cookie.
+func (u *upstream) packQuery(m *wire.Msg) ([]byte, error) {
+	b, err := m.Pack()
+	if err != nil {
+		return nil, err
+	}
+	if opt := m.IsEdns0(); opt != nil {
+		b = u.cookies.put(b, wire.Len(opt)-optLen)
+	}
+	if len(b) > maxQuery {
+		return nil, errors.New("the query is too long for a datagram")
+	}
+	return b, nil
+}
+
+// caller is a goroutine that waits for an answer.
+type caller struct{ done chan result }
+
+type result struct {
+	msg *wire.Msg
+	err error
+}
+
+func (c *caller) answered(a *arrival) {
+	if a.err != nil {
+		c.done <- result{err: a.err}
+		return
+	}
+	// Others may have the same message, and records are shared by contract:
+	// each unpacks its own.
+	c.done <- result{msg: unpacked(a.msg)}
+}
+
+// expired implements waiter: the caller has a context.
+func (c *caller) expired(time.Time) bool { return false }
 
 // overTCP reuses an idle connection. If that one is dead, which only shows
 // when it is used, a new one gets the query.
@@ -212,6 +250,9 @@ func (u *upstream) trim() {
 
 // retire closes all connections, and those in use when they come back.
 func (u *upstream) retire() {
+	u.pool.mu.Lock()
+	u.pool.retired = true
+	u.pool.mu.Unlock()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.retired = true
