@@ -3,6 +3,7 @@ package dns
 import (
 	"bytes"
 	"encoding/binary"
+	"strings"
 
 	wire "github.com/miekg/dns"
 )
@@ -207,3 +208,27 @@ func unpacked(msg []byte) *wire.Msg {
 // unpacks reports whether a message that was not read to its end is a message
 // all the same.
 func unpacks(msg []byte) bool { return new(wire.Msg).Unpack(msg) == nil }
+
+// message unpacks an answer to a question of class IN for a plain name.
+func (p *packed) message(name string) (*wire.Msg, error) {
+	b := make([]byte, headerLen, headerLen+len(name)+5+len(p.body))
+	b[2], b[3], b[5] = 0x80, p.rcode, 1
+	if p.ad {
+		b[3] |= 0x20
+	}
+	for i, n := range p.counts {
+		binary.BigEndian.PutUint16(b[6+2*i:], n)
+	}
+	for label := range strings.SplitSeq(strings.TrimSuffix(name, "."), ".") {
+		if label != "" {
+			b = append(append(b, byte(len(label))), label...)
+		}
+	}
+	b = append(b, 0, byte(p.qtype>>8), byte(p.qtype), 0, wire.ClassINET)
+	b = append(b, p.body...)
+	m := new(wire.Msg)
+	if err := m.Unpack(b); err != nil {
+		return nil, err
+	}
+	return &wire.Msg{MsgHdr: wire.MsgHdr{Rcode: m.Rcode, AuthenticatedData: m.AuthenticatedData}, Answer: m.Answer, Ns: m.Ns, Extra: m.Extra}, nil
+}

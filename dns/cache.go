@@ -220,13 +220,6 @@ const (
 
 // classify tells what an answer is and for how long its records are good.
 func classify(r *wire.Msg) (answerKind, time.Duration) {
-	switch r.Rcode {
-	case wire.RcodeServerFailure:
-		return failure, 0
-	case wire.RcodeSuccess, wire.RcodeNameError:
-	default:
-		return unfit, 0
-	}
 	ttl, found := uint32(1<<31-1), false
 	for _, section := range [][]wire.RR{r.Answer, r.Ns, r.Extra} {
 		for _, rr := range section {
@@ -241,15 +234,53 @@ func classify(r *wire.Msg) (answerKind, time.Duration) {
 			soa = s
 		}
 	}
-	switch {
-	case r.Rcode == wire.RcodeSuccess && len(r.Answer) > 0 && soa == nil:
-		return good, time.Duration(ttl) * time.Second
-	case soa != nil: // RFC 2308 section 5: the lesser of TTL and MINIMUM
-		return negative, time.Duration(min(ttl, soa.Minttl)) * time.Second
-	case !found || len(r.Answer) == 0:
-		return unfit, 0 // a denial without SOA must not be kept
+	minimum := uint32(0)
+	if soa != nil {
+		minimum = soa.Minttl
 	}
-	return unfit, 0
+	return kindOf(r.Rcode, found && len(r.Answer) > 0, ttl, soa != nil, minimum)
+}
+
+// kindOf is classify for what has been read from a message.
+func kindOf(rcode int, data bool, ttl uint32, soa bool, minimum uint32) (answerKind, time.Duration) {
+	switch rcode {
+	case wire.RcodeServerFailure:
+		return failure, 0
+	case wire.RcodeSuccess, wire.RcodeNameError:
+	default:
+		return unfit, 0
+	}
+	switch {
+	case rcode == wire.RcodeSuccess && data && !soa:
+		return good, time.Duration(ttl) * time.Second
+	case soa: // RFC 2308 section 5: the lesser of TTL and MINIMUM
+		return negative, time.Duration(min(ttl, minimum)) * time.Second
+	}
+	return unfit, 0 // a denial without SOA must not be kept
+}
+
+// keepPacked is keep for a packed answer that is no failure and that nobody
+// else has. Its TTLs become those that the next answer will have.
+func (c *cache) keepPacked(k cacheKey, p *packed, info *answerInfo, now time.Time) {
+	kind, ttl := kindOf(int(info.rcode), info.records && info.counts[0] > 0, info.ttl, info.soa, info.minimum)
+	in, other, not := c.success, c.denial, c.noGood
+	switch kind {
+	case good:
+	case negative:
+		in, other, not = c.denial, c.success, c.noBad
+	default:
+		return
+	}
+	if not.Match(k.name) != "" {
+		return
+	}
+	ttl = min(max(ttl, in.opt.min), in.opt.max)
+	if ttl <= 0 {
+		return
+	}
+	capTTLs(p, uint32((ttl+time.Second-1)/time.Second))
+	in.insert(&entry{key: k, packed: p, stored: now, expires: now.Add(ttl), size: len(p.body) + len(k.name) + 400})
+	other.drop(k)
 }
 
 // cacheKey is all of a question that its answer depends on.
@@ -262,7 +293,8 @@ type cacheKey struct {
 // entry is one answer. The message is never changed.
 type entry struct {
 	key     cacheKey
-	msg     *wire.Msg
+	msg     *wire.Msg // nil: it is packed still
+	packed  *packed   // nil: it came as a message
 	stored  time.Time
 	expires time.Time
 	size    int
@@ -270,11 +302,24 @@ type entry struct {
 	last    atomic.Int64  // hit, Unix nanoseconds
 }
 
+// message returns the answer as a message, which is nobody's to change.
+func (e *entry) message() *wire.Msg {
+	if e.msg != nil {
+		return e.msg
+	}
+	m, err := e.packed.message(e.key.name)
+	if err != nil { // parseAnswer lets data pass that it does not know
+		return plugin.Refusal(wire.RcodeServerFailure)
+	}
+	return m
+}
+
 // reply copies the answer with TTLs as they are now.
 func (e *entry) reply(now time.Time, keepTTL bool) *wire.Msg {
 	age := uint32(now.Sub(e.stored) / time.Second)
 	left := uint32((e.expires.Sub(now) + time.Second - 1) / time.Second)
-	m := &wire.Msg{MsgHdr: e.msg.MsgHdr}
+	from := e.message()
+	m := &wire.Msg{MsgHdr: from.MsgHdr}
 	aged := func(rrs []wire.RR) []wire.RR {
 		out := make([]wire.RR, len(rrs))
 		for i, rr := range rrs {
@@ -287,7 +332,7 @@ func (e *entry) reply(now time.Time, keepTTL bool) *wire.Msg {
 		}
 		return out
 	}
-	m.Answer, m.Ns, m.Extra = aged(e.msg.Answer), aged(e.msg.Ns), aged(e.msg.Extra)
+	m.Answer, m.Ns, m.Extra = aged(from.Answer), aged(from.Ns), aged(from.Extra)
 	return m
 }
 
@@ -348,6 +393,12 @@ func (s *store) putFor(k cacheKey, r *wire.Msg, ttl time.Duration, now time.Time
 	// The caller goes on to fill in the header of r; the records are shared.
 	e.msg = &wire.Msg{Answer: r.Answer, Ns: r.Ns, Extra: r.Extra}
 	e.msg.Rcode, e.msg.AuthenticatedData = r.Rcode, r.AuthenticatedData
+	s.insert(e)
+}
+
+// insert puts an entry in the place of an older one.
+func (s *store) insert(e *entry) {
+	k := e.key
 	sh := s.shard(k)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

@@ -19,6 +19,7 @@ type plan struct {
 	steps  []step
 	rotate bool      // loadbalance is there
 	cache  *hotCache // nil: no cache, or plugins that the packed path must not skip
+	pass   *passage  // nil: what is not answered here needs the chain
 	search *search   // nil: questions are answered as they are
 
 	completed *hotCache // what search has led to; nil like search
@@ -35,8 +36,11 @@ type step struct {
 // planOf reads the plan off a chain; nil: every question needs the chain.
 func planOf(plugins []plugin.Named) *plan {
 	pl := new(plan)
-	for _, p := range plugins {
-		switch p := p.Plugin.(type) {
+	caches, waits := 0, false
+	for _, named := range plugins {
+		// It bounds the time of what takes some.
+		waits = waits || named.Name == "cancel"
+		switch p := named.Plugin.(type) {
 		case interface{ Rotates() bool }: // loadbalance
 			if !p.Rotates() {
 				return pl.orNil()
@@ -45,13 +49,23 @@ func planOf(plugins []plugin.Named) *plan {
 		case *cache:
 			// What the node knows is not in it. What it holds comes from
 			// behind, so a second cache would have to be asked first.
-			if pl.cache == nil && !p.keepTTL {
+			if caches++; pl.cache == nil && !p.keepTTL {
 				pl.cache = newHotCache(p)
 			}
 		case *search:
 			pl.search, pl.completed = p, newHotCache(nil)
 		case *cluster:
 			pl.steps = append(pl.steps, step{cluster: p})
+		case *loop: // its probes are of a type that is not for the packed path
+		case *forward:
+			switch {
+			case waits || caches > 1:
+			case pl.cache != nil:
+				pl.pass = passageOf(p, pl.cache.cache)
+			case caches == 0:
+				pl.pass = passageOf(p, nil)
+			}
+			return pl.orNil()
 		case plugin.Bystander:
 			pl.steps = append(pl.steps, step{other: p})
 		default:
@@ -67,7 +81,7 @@ func (pl *plan) orNil() *plan {
 			return pl
 		}
 	}
-	if pl.cache != nil {
+	if pl.cache != nil || pl.pass != nil {
 		return pl
 	}
 	return nil
@@ -103,13 +117,21 @@ type responder struct {
 	names   [batchSize]string
 	warmed  uint32
 
-	// Of the question in hand.
+	asked
+	out  []byte   // room for the answer
+	pass *passage // of a question that may be sent on; nil: it may not
+}
+
+// asked is a plain question with what its answer depends on.
+type asked struct {
+	query   []byte
+	qname   string // lower-case; as valid as the query
 	qtype   uint16
 	nameEnd int
 	do, cd  bool
-	query   []byte
-	out     []byte
-	size    int // limit of the answer without OPT
+	edns    bool
+	bufsize uint16 // to advertise
+	size    int    // limit of the answer without OPT
 	plan    *plan
 	table   *table
 	block   *block
@@ -120,6 +142,7 @@ type responder struct {
 // respond writes the answer to a packet into out, which takes 1232 bytes, and
 // returns its length. 0: the chain has to answer.
 func (r *responder) respond(t *table, query, out []byte) int {
+	r.pass = nil
 	if len(query) < headerLen+5 || t == nil {
 		return 0
 	}
@@ -132,7 +155,7 @@ func (r *responder) respond(t *table, query, out []byte) int {
 	if off == 0 || off+4 > len(query) || binary.BigEndian.Uint16(query[off+2:]) != wire.ClassINET {
 		return 0
 	}
-	r.qtype, r.nameEnd = binary.BigEndian.Uint16(query[off:]), off
+	r.qname, r.qtype, r.nameEnd = name, binary.BigEndian.Uint16(query[off:]), off
 	if !counted(r.qtype) {
 		return 0
 	}
@@ -147,12 +170,11 @@ func (r *responder) respond(t *table, query, out []byte) int {
 	r.query, r.out, r.plan, r.table, r.block = query, out, b.plan, t, b
 	r.cd, r.do = query[3]&0x10 != 0, false
 	r.size = wire.MinMsgSize
-	edns := counts&1 != 0
-	bufsize := uint16(defaultBufsize)
-	if edns && r.saved {
+	r.edns, r.bufsize = counts&1 != 0, defaultBufsize
+	if r.edns && r.saved {
 		return 0 // the answer has an extended error
 	}
-	if edns {
+	if r.edns {
 		// Version 0, no options; flags other than DO are ignored (RFC 6891
 		// section 6.1.4).
 		if len(query) != off+optLen || query[off] != 0 || binary.BigEndian.Uint16(query[off+1:]) != wire.TypeOPT ||
@@ -161,9 +183,9 @@ func (r *responder) respond(t *table, query, out []byte) int {
 		}
 		r.do = query[off+7]&0x80 != 0
 		if b.bufsize != 0 {
-			bufsize = b.bufsize
+			r.bufsize = b.bufsize
 		}
-		r.size = max(r.size, int(min(binary.BigEndian.Uint16(query[off+3:]), bufsize)))
+		r.size = max(r.size, int(min(binary.BigEndian.Uint16(query[off+3:]), r.bufsize)))
 		r.size -= optLen
 	} else if len(query) != off {
 		return 0
@@ -177,20 +199,26 @@ func (r *responder) respond(t *table, query, out []byte) int {
 	if n == 0 {
 		return 0
 	}
-	if edns {
-		opt := out[n : n+optLen]
-		copy(opt, "\x00\x00\x29\x00\x00\x00\x00\x00\x00\x00\x00")
-		binary.BigEndian.PutUint16(opt[3:], bufsize)
-		if r.do {
-			opt[7] = 0x80
-		}
-		out[11]++ // ARCOUNT, at most 255: the answer is that short
-		if out[11] == 0 {
-			out[10]++
-		}
-		n += optLen
+	return r.finishEDNS(n)
+}
+
+// finishEDNS appends the OPT record to an answer of n bytes, if the client
+// sent one.
+func (r *responder) finishEDNS(n int) int {
+	if !r.edns {
+		return n
 	}
-	return n
+	opt := r.out[n : n+optLen]
+	copy(opt, "\x00\x00\x29\x00\x00\x00\x00\x00\x00\x00\x00")
+	binary.BigEndian.PutUint16(opt[3:], r.bufsize)
+	if r.do {
+		opt[7] = 0x80
+	}
+	r.out[11]++ // ARCOUNT, at most 255: the answer is that short
+	if r.out[11] == 0 {
+		r.out[10]++
+	}
+	return n + optLen
 }
 
 // parseName reads the question's name into text, lower-case. off is where it
@@ -242,7 +270,12 @@ func (r *responder) follow(name string) int {
 		}
 	}
 	if r.plan.cache != nil {
-		return r.plan.cache.respond(r, name)
+		if n := r.plan.cache.respond(r, name); n > 0 {
+			return n
+		}
+	}
+	if !r.searches(name) {
+		r.pass = r.plan.pass
 	}
 	return 0
 }

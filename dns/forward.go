@@ -332,7 +332,14 @@ func (f *forward) Serve(ctx context.Context, q *plugin.Query, next plugin.Handle
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
 
+	t, _ := ctx.Value(triedKey{}).(*tried)
+	if t != nil && (t.by != f || t.key.name != q.Name || t.key.qtype != q.Type || t.used.Swap(true)) {
+		t = nil
+	}
 	list := f.order()
+	if t != nil { // it is where the receive loop began
+		list = slices.Insert(slices.DeleteFunc(list, func(u *upstream) bool { return u == t.up }), 0, t.up)
+	}
 	if len(list) == 0 {
 		q.Explain(wire.ExtendedErrorCodeNoReachableAuthority, "no upstream: "+f.written()+" names no server outside of this node")
 		return plugin.Refusal(wire.RcodeServerFailure), nil
@@ -346,7 +353,15 @@ func (f *forward) Serve(ctx context.Context, q *plugin.Query, next plugin.Handle
 		if f.attempts > 0 && i == f.attempts {
 			break
 		}
-		r, err := f.try(ctx, u, q, tcp, i < len(list)-1)
+		var (
+			r   *wire.Msg
+			err error
+		)
+		if i == 0 && t != nil && !t.tcp {
+			r, err = t.msg, t.err
+		} else {
+			r, err = f.try(ctx, u, q, tcp || i == 0 && t != nil, i < len(list)-1)
+		}
 		if err != nil {
 			last = err
 			if ctx.Err() != nil {

@@ -21,6 +21,7 @@ type metrics struct {
 	shed      prometheus.Counter
 	busy      prometheus.Counter
 	limited   prometheus.Counter
+	passed    prometheus.Observer // duration of what forward answers in the receive loops
 	packed    [sourceCount][countedTypes][2]prometheus.Counter
 	reloads   prometheus.Counter
 	blocks    *prometheus.CounterVec // by block, source, rcode
@@ -72,6 +73,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		errs = append(errs, r.Register(c))
 	}
 	m.packed = packedCounters(m.requests)
+	m.passed = m.duration.WithLabelValues("forward")
 	return m, errors.Join(errs...)
 }
 

@@ -90,10 +90,10 @@ func (p *parser) completes(perKind [][]plugin.Named, known []directive) {
 func (p *search) attach(s *Server, _ *block) { p.who = s.namespaceOf }
 
 // How a question takes part in a search.
-type asked uint8
+type part uint8
 
 const (
-	notAsked   asked = iota
+	notAsked   part = iota
 	askedFirst       // the first name of the path
 	askedBare        // a single label
 	askedWhole       // a longer name as it is
@@ -101,7 +101,7 @@ const (
 
 // kind tells how a name takes part when a workload of a namespace asks for it.
 // base is the name without its suffix, with the final dot.
-func (p *search) kind(name, ns string) (k asked, base string) {
+func (p *search) kind(name, ns string) (k part, base string) {
 	if rest, ok := strings.CutSuffix(name, p.zone); ok && (rest == "" || rest[len(rest)-1] == '.') {
 		rest, ok = strings.CutSuffix(rest, ".svc.")
 		if !ok || len(rest) < len(ns)+2 || rest[len(rest)-len(ns):] != ns || rest[len(rest)-len(ns)-1] != '.' {

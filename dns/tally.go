@@ -23,6 +23,7 @@ const (
 	byCluster source = iota
 	byCache
 	bySearch
+	byForward
 	sourceCount
 )
 
@@ -78,8 +79,10 @@ func (t *tally) add(pl *plan, qtype uint16, rcode uint8, by source) {
 }
 
 // sourceNames and packedRcodes are what tally's indexes stand for.
-func sourceNames() [sourceCount]string { return [sourceCount]string{"cluster", "cache", "search"} }
-func packedRcodes() [2]string          { return [2]string{"NOERROR", "NXDOMAIN"} }
+func sourceNames() [sourceCount]string {
+	return [sourceCount]string{"cluster", "cache", "search", "forward"}
+}
+func packedRcodes() [2]string { return [2]string{"NOERROR", "NXDOMAIN"} }
 
 // flushBlock adds to the metrics of a block what was counted of it.
 func (t *tally) flushBlock() {

@@ -157,6 +157,11 @@ func (u *udpServer) loop(c *net.UDPConn, shard int) error {
 	in := batch.NewReader(raw, batchSize, wire.DefaultMsgSize)
 	out := batch.NewWriter(raw, batchSize, defaultBufsize)
 	r := &responder{turn: rand.Uint64() | 1, shard: shard}
+	later, err := newOutbox(c, batchSize, defaultBufsize)
+	if err != nil {
+		return err
+	}
+	l := &udpLoop{conn: c, in: in, out: out, r: r, later: later}
 	for behind := true; ; {
 		n, err := in.Read()
 		if behind && n < batchSize {
@@ -171,7 +176,7 @@ func (u *udpServer) loop(c *net.UDPConn, shard int) error {
 				if n, err = in.Poll(); err != nil || n == 0 {
 					return errDrained
 				}
-				u.batch(c, in, out, r, n)
+				u.batch(l, n)
 			}
 		case errors.Is(err, net.ErrClosed):
 			return err
@@ -181,7 +186,7 @@ func (u *udpServer) loop(c *net.UDPConn, shard int) error {
 			}
 			continue // an error of one datagram, such as a checksum
 		}
-		u.batch(c, in, out, r, n)
+		u.batch(l, n)
 	}
 }
 
@@ -190,14 +195,26 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
+// udpLoop is what one receive loop works with.
+type udpLoop struct {
+	conn  *net.UDPConn
+	in    *batch.Reader
+	out   *batch.Writer
+	r     *responder
+	later *outbox // for answers that come from elsewhere
+	ups   pending
+}
+
 // batch answers n datagrams. A panic costs the rest of the batch.
-func (u *udpServer) batch(c *net.UDPConn, in *batch.Reader, out *batch.Writer, r *responder, n int) {
+func (u *udpServer) batch(l *udpLoop, n int) {
+	c, in, out, r := l.conn, l.in, l.out, l.r
 	defer func() {
 		if e := recover(); e != nil {
 			u.srv.metrics.panics.Add(1)
 			u.srv.log.Error("panic in dns receive loop", "err", fmt.Sprint(e), "stack", string(debug.Stack()))
 		}
 		r.tally.flush(u.srv.metrics)
+		l.ups.flush()
 		// A client that cannot be reached is no error of ours.
 		_ = out.Flush()
 	}()
@@ -222,6 +239,9 @@ func (u *udpServer) batch(c *net.UDPConn, in *batch.Reader, out *batch.Writer, r
 			if watched != nil {
 				r.watched(watched, in.Addr(i).Addr())
 			}
+			continue
+		}
+		if r.pass != nil && r.pass.send(u, r, l.later, in.Peer(i), &l.ups) {
 			continue
 		}
 		if len(query) < headerLen || query[2]&0x80 != 0 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	wire "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // upstream is one server that queries are forwarded to. Safe for concurrent
@@ -29,7 +30,8 @@ type upstream struct {
 	probing atomic.Bool
 	rtt     atomic.Int64 // smoothed, nanoseconds; 0: not measured
 	cookies cookies
-	pool    pool // of UDP sockets
+	counts  [2]atomic.Pointer[prometheus.Counter] // of NOERROR and NXDOMAIN, see count
+	pool    pool                                  // of UDP sockets
 
 	mu      sync.Mutex
 	idle    []idleConn // TCP, newest last
@@ -93,6 +95,26 @@ func (u *upstream) exchange(ctx context.Context, m *wire.Msg, tcp bool) (*wire.M
 	r, err = u.overTCP(ctx, m)
 	u.measure(time.Since(start), err)
 	return r, err
+}
+
+// count counts an answer.
+func (u *upstream) count(m *metrics, rcode int) {
+	i := 0
+	switch rcode {
+	case wire.RcodeSuccess:
+	case wire.RcodeNameError:
+		i = 1
+	default:
+		m.upstreams.WithLabelValues(u.addr.String(), wire.RcodeToString[rcode]).Inc()
+		return
+	}
+	c := u.counts[i].Load()
+	if c == nil {
+		found := m.upstreams.WithLabelValues(u.addr.String(), wire.RcodeToString[rcode])
+		c = &found
+		u.counts[i].Store(c)
+	}
+	(*c).Inc()
 }
 
 // measure smooths the round trip time as TCP does (RFC 6298, alpha 1/8).
