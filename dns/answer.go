@@ -18,8 +18,9 @@ type answerInfo struct {
 	start     int       // of the records
 	end       int       // of the records without OPT
 	options   []byte    // of OPT
-	// regular: every record was read, OPT came last or not at all, its version
-	// and part of the rcode are 0. Others have to be unpacked.
+	// regular: every record was read, owners that are the question's name are
+	// compressed, OPT came last or not at all, its version and part of the
+	// rcode are 0. Others have to be unpacked.
 	regular bool
 
 	ttl     uint32 // the least one
@@ -88,6 +89,7 @@ func parseAnswer(msg []byte) (a answerInfo) {
 	for i := range a.counts {
 		a.counts[i] = binary.BigEndian.Uint16(msg[6+2*i:])
 	}
+	question := msg[headerLen:max(headerLen, off-4)]
 	irregular := msg[5] != 1
 	opts := uint16(0)
 	for section, n := range a.counts {
@@ -96,7 +98,9 @@ func parseAnswer(msg []byte) (a answerInfo) {
 			if !ok {
 				return a
 			}
-			irregular = irregular || opts > 0 || r.rrType == wire.TypeTSIG
+			// An owner that spells the question's name out has the letter case
+			// of somebody else's question.
+			irregular = irregular || opts > 0 || r.rrType == wire.TypeTSIG || spells(msg[off:], question)
 			if r.rrType == wire.TypeOPT {
 				opts++
 				// Owner, part of the rcode, version (RFC 6891 section 6.1.3).
@@ -118,6 +122,11 @@ func parseAnswer(msg []byte) (a answerInfo) {
 	a.counts[2] -= opts
 	a.regular = !irregular && off == len(msg)
 	return a
+}
+
+// spells reports whether a name that is not the root begins b, uncompressed.
+func spells(b, name []byte) bool {
+	return len(name) > 1 && len(b) >= len(name) && b[0] == name[0] && equalFold(name, b)
 }
 
 // packedRecord is a record in a packed message.
