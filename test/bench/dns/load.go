@@ -137,18 +137,41 @@ func saturate(port int, w workload, from *int, d time.Duration, limit int) (tall
 	return t, nil
 }
 
-// paced asks at a steady rate and returns how long each answer took.
-func paced(port int, w workload, rate float64, d time.Duration) ([]time.Duration, tally, error) {
-	var t tally
+// pace is what a steady rate of questions showed.
+type pace struct {
+	tally
+	took []time.Duration // of each answer, sorted
+	late []time.Duration // of each question, behind its plan, sorted
+}
+
+// at returns a quantile, in µs.
+func at(d []time.Duration, q float64) float64 {
+	if len(d) == 0 {
+		return 0
+	}
+	return float64(d[min(len(d)-1, int(q*float64(len(d))))]) / float64(time.Microsecond)
+}
+
+// paced asks at a steady rate. It sleeps while there is nothing to do, so that
+// the load does not take the time of what it measures.
+func paced(port int, w workload, rate float64, d time.Duration) (p pace, err error) {
+	t := &p.tally
 	fs, err := flows(port, 4, 64)
 	if err != nil {
-		return nil, t, err
+		return p, err
 	}
 	defer closeAll(fs)
+	var fds []unix.PollFd
 	for _, f := range fs {
 		f.sent = make([]time.Time, 1<<16)
+		raw, err := f.conn.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}) })
+		}
+		if err != nil {
+			return p, err
+		}
 	}
-	var took []time.Duration
 	gap := time.Duration(float64(time.Second) / rate)
 	begin := time.Now()
 	next := begin
@@ -157,35 +180,46 @@ func paced(port int, w workload, rate float64, d time.Duration) ([]time.Duration
 		for k := 0; k < 16 && !next.After(now) && now.Sub(begin) < d; k++ {
 			f := fs[sent%len(fs)]
 			id := uint16(sent / len(fs))
-			p := w.packets[sent%len(w.packets)]
+			q := w.packets[sent%len(w.packets)]
 			room := f.out.Room()
-			copy(room, p)
+			copy(room, q)
 			binary.BigEndian.PutUint16(room, id)
+			p.late = append(p.late, now.Sub(next))
 			f.sent[id] = next // as planned: a late question counts as a slow answer
-			f.out.Send(len(p))
+			f.out.Send(len(q))
 			if err := f.out.Flush(); err != nil {
-				return nil, t, err
+				return p, err
 			}
 			next = next.Add(gap)
 			sent++
 		}
+		if rest := time.Until(next); rest > 0 {
+			if now.Sub(begin) >= d {
+				rest = time.Millisecond
+			}
+			timeout := unix.NsecToTimespec(int64(rest))
+			if _, err := unix.Ppoll(fds, &timeout, nil); err != nil && err != unix.EINTR {
+				return p, fmt.Errorf("wait for answers: %w", err)
+			}
+		}
 		for _, f := range fs {
 			n, err := f.in.Poll()
 			if err != nil {
-				return nil, t, err
+				return p, err
 			}
-			at := time.Now()
+			seen := time.Now()
 			for i := range n {
 				b := f.in.Data(i)
 				t.see(b)
-				took = append(took, at.Sub(f.sent[binary.BigEndian.Uint16(b)]))
+				p.took = append(p.took, seen.Sub(f.sent[binary.BigEndian.Uint16(b)]))
 			}
 		}
 	}
 	t.took = time.Since(begin)
 	t.lost = sent - t.answers
-	slices.Sort(took)
-	return took, t, nil
+	slices.Sort(p.took)
+	slices.Sort(p.late)
+	return p, nil
 }
 
 // wait waits until the server answers anything.
