@@ -3,7 +3,9 @@
 //
 //	UDP, TCP sockets, each bound to one address   (udp.go, listen.go)
 //	       │          └─ plain questions over UDP: packed answers, in the
-//	       │             receive loop             (fast.go, packed.go)
+//	       │             receive loop             (fast.go, packed.go);
+//	       │             what only an upstream knows is sent on
+//	       │             from there               (miss.go, pool.go)
 //	       │ message checks, EDNS              (serve.go)
 //	       ▼
 //	table of the socket: longest zone match ─► server block   (block.go)

@@ -339,8 +339,9 @@ func (c *customer) toChain(t *tried) {
 	job := func() {
 		defer c.end()
 		reply := u.srv.answerPacket(ctx, u.srv.live.Load().tables[u.addr], c.query, c.peer.Addr(), "udp")
-		if reply != nil && c.out.reply(&c.peer, func(room []byte) int { return copy(room, reply) }) {
-			_ = c.out.flush() // a client that cannot be reached is no error of ours
+		if reply != nil {
+			// A client that is gone is no error of ours.
+			_, _ = c.out.conn.WriteToUDPAddrPort(reply, c.peer.Addr())
 		}
 	}
 	if !u.srv.pool.do(job) {

@@ -192,6 +192,23 @@ func TestMissHandsOver(t *testing.T) {
 	})
 }
 
+// TestMissLong: an answer that is longer than usual, as a block may allow,
+// comes whole after the detour through the chain.
+func TestMissLong(t *testing.T) {
+	up := newUpstream(t, func(r *wire.Msg, _ bool) bool {
+		for i := range 100 {
+			r.Answer = append(r.Answer, rr(fmt.Sprintf("%s 300 IN A 192.0.2.%d", r.Question[0].Name, i)))
+		}
+		r.Compress = true
+		return true
+	})
+	_, at := serving(t, "bufsize 4096\n forward . "+up.addr.String())
+	r := exchangeUDP(t, at, asking("a.example.", func(m *wire.Msg) { m.SetEdns0(4096, false) }))
+	if len(r.Answer) != 100 || r.Truncated {
+		t.Errorf("%d records, truncated %v", len(r.Answer), r.Truncated)
+	}
+}
+
 // TestMissForged: neither another ID nor another question nor another sender
 // is believed, at a socket that many queries share.
 func TestMissForged(t *testing.T) {

@@ -11,8 +11,9 @@ import (
 // they put into it goes out together, with one system call, when one of them
 // flushes it.
 type outbox struct {
-	mu sync.Mutex
-	w  *batch.Writer
+	conn *net.UDPConn
+	mu   sync.Mutex
+	w    *batch.Writer
 }
 
 func newOutbox(c *net.UDPConn, n, size int) (*outbox, error) {
@@ -20,7 +21,7 @@ func newOutbox(c *net.UDPConn, n, size int) (*outbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &outbox{w: batch.NewWriter(raw, n, size)}, nil
+	return &outbox{conn: c, w: batch.NewWriter(raw, n, size)}, nil
 }
 
 // send queues a datagram for the peer of a connected socket.
