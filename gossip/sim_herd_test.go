@@ -201,20 +201,6 @@ func (h *herd) spread(limit time.Duration) []time.Duration {
 	return out
 }
 
-// lag is how many changes each node has not heard of, summed over all nodes.
-func (h *herd) lag() int {
-	sum := 0
-	for _, owner := range h.nodes {
-		head := owner.store.Snapshot().Head(owner.id.ID).Mark.Seq
-		for _, n := range h.nodes {
-			if m := n.store.Snapshot().Head(owner.id.ID).Mark; m.Seq < head {
-				sum += int(head - m.Seq)
-			}
-		}
-	}
-	return sum
-}
-
 // equal reports that all nodes hold the same.
 func (h *herd) equal() bool {
 	want := rootOf(h.nodes[0].store.Snapshot())
