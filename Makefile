@@ -96,7 +96,7 @@ docs: root build ## write the labs' pages anew, with real output; then read the 
 bench: go ## benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
-bench-gossip: go ## the figures of gossip and whether they hold; FIG_NODES=1000 wants 16 GB and time
+bench-gossip: go ## the figures of gossip and whether they hold; FIG_NODES=1000 wants 8 GB and minutes
 	@mkdir -p bin; go test -count=1 -timeout 30m ./gossip -run '^TestFigures$$' -figures -figures.nodes=$(FIG_NODES) -v >bin/figures.log 2>&1; status=$$?; \
 	  grep -v '^ *--- PASS\|^=== \|took' bin/figures.log; exit $$status
 
