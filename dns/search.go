@@ -94,9 +94,9 @@ type part uint8
 
 const (
 	notAsked   part = iota
-	askedFirst       // the first name of the path
-	askedBare        // a single label
-	askedWhole       // a longer name as it is
+	askedFirst      // the first name of the path
+	askedBare       // a single label
+	askedWhole      // a longer name as it is
 )
 
 // kind tells how a name takes part when a workload of a namespace asks for it.
