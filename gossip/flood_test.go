@@ -176,6 +176,10 @@ func TestTenThousandHalfOpen(t *testing.T) {
 			h := &halfOpen{t: t, to: netip.AddrPortFrom(a.addr, port), lab: l}
 			defer h.close()
 			h.open(n)
+			// Those that were let go of take a moment to end.
+			eventually(t, "the connections beyond the limits are gone", func() bool {
+				return runtime.NumGoroutine()-before.goroutines <= 4*earlyConns
+			})
 			during := costNow()
 			stop, done := make(chan struct{}), make(chan struct{})
 			go func() { defer close(done); h.renew(stop) }()

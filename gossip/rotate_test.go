@@ -337,6 +337,7 @@ func TestTokenDuringRotation(t *testing.T) {
 	l := newLab(t)
 	a := l.node("node1", nodeOpts{cluster: NewCluster("prod"), secret: NewSecret()})
 	a.announce(false)
+	eventually(t, "it listens", func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.syncPort != 0 })
 	var tokens []string
 	for range 2 {
 		token, _, err := a.IssueToken(time.Hour)

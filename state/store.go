@@ -27,7 +27,7 @@ var (
 const (
 	// maxBatch bounds how many requests one group commit takes along.
 	maxBatch = 256
-	// saveDelay is how long what peers said may wait for the Log, and
+	// saveDelay is how long what owners say of themselves may wait for the Log, and
 	// saveRecords how many records of it: they travel to the disk together. A
 	// crash before that loses what peers hold, and tell again.
 	saveDelay   = 50 * time.Millisecond
@@ -399,7 +399,7 @@ func (s *Store) commit(reqs []*request) {
 	}
 	w.sign()
 	var err error
-	if urgent(reqs) || len(w.out) > 0 || len(w.saves) > 0 || len(s.unsaved) >= saveRecords {
+	if urgent(reqs) || anyShared(b.out) || len(w.out) > 0 || len(w.saves) > 0 || len(s.unsaved) >= saveRecords {
 		err = s.saveAll(w.out, w.saves)
 	} else if !s.waiting && len(s.unsaved)+len(s.unsavedHeads) > 0 {
 		s.due.Reset(saveDelay)
@@ -433,6 +433,13 @@ func (s *Store) commit(reqs []*request) {
 // waits reports whether a request is done only when the Log has what it led to.
 func (r *request) waits() bool {
 	return r.write != nil || r.held != nil || r.durable || r.doubt != nil || !r.collect.IsZero()
+}
+
+// anyShared reports whether some of the records are of the classes that any node
+// writes. They say what this node may give out (ranges, leases, VIPs), so that
+// a crash must not make it forget them: they are saved at once.
+func anyShared(recs []Record) bool {
+	return slices.ContainsFunc(recs, func(r Record) bool { return r.ID.Class != Owner })
 }
 
 func urgent(reqs []*request) bool {
