@@ -186,8 +186,8 @@ func (w *walk) first(ctx context.Context, rest []string, next plugin.Handler) (*
 	if first.Rcode == wire.RcodeSuccess && w.otherFamily(ctx, w.q.Name) {
 		return first, nil
 	}
-	if s, err := w.q.Lookup(ctx, above(w.q.Name, w.base), w.q.Type); err != nil || s == nil || s.Rcode != wire.RcodeNameError {
-		return first, nil
+	if s, err := w.q.Lookup(ctx, above(w.q.Name, w.base), w.q.Type); err != nil || s == nil || s.Rcode != wire.RcodeNameError || len(s.Answer) > 0 {
+		return first, nil // an alias that leads nowhere is a name too
 	}
 	explained := len(w.q.EDE)
 	if w.through(ctx, rest); w.found == nil && !w.broken {
