@@ -154,6 +154,12 @@ func (d *derivation) sort(edits []edit) {
 					d.services[b.Namespace+"/"+b.Service] = true
 				}
 			}
+		case KindAdmin:
+			for _, r := range []*Record{e.old, e.new} {
+				if a, ok := valueOf[Admin](r); ok {
+					d.services[a.Namespace+"/"+a.Service] = true
+				}
+			}
 		case KindVIP:
 			d.services[id.Key] = true
 		case KindHealth:

@@ -181,7 +181,7 @@ func (d *derivation) backends(sv *ServiceView) {
 		add(d.backend(sv, e), 0)
 	}
 	explicit := func(x *Backend) {
-		b := BackendOf{Addr: x.Addr, Hostname: x.Hostname, Ready: true, Targets: make([]uint16, len(sv.Ports))}
+		b := BackendOf{Addr: x.Addr, Hostname: x.Hostname, Ready: true, Weight: weight(x.Weight), Targets: make([]uint16, len(sv.Ports))}
 		for i, p := range sv.Ports {
 			b.Targets[i] = cmp.Or(x.Port, p.Target, p.Port)
 		}
@@ -207,7 +207,7 @@ func compareBackends(a, b BackendOf) int {
 func (d *derivation) backend(sv *ServiceView, e *EndpointView) BackendOf {
 	b := BackendOf{
 		Addr: e.Addrs[0], Hostname: cmp.Or(e.Hostname, e.Name), Endpoint: e.ID, Node: e.Owner,
-		Ready: e.Serving, Targets: make([]uint16, len(sv.Ports)),
+		Ready: e.Serving, Weight: 1, Targets: make([]uint16, len(sv.Ports)),
 	}
 	switch n := d.nodeByID[e.Owner]; {
 	case e.Serving:
@@ -228,11 +228,14 @@ func (d *derivation) backend(sv *ServiceView, e *EndpointView) BackendOf {
 	if sv.Check != "" {
 		h, ok := Lookup[Health](d.sn, ID{Class: Owner, Kind: KindHealth, Owner: e.Owner, Key: sv.Key() + "/" + e.ID})
 		if ok && !h.OK && b.Ready {
-			b.Ready, b.Why = false, h.Why
+			b.Ready, b.Why, b.Failed = false, h.Why, true
 		}
 	}
 	return b
 }
+
+// weight bounds a weight to 1 … 256.
+func weight(w int) uint16 { return uint16(min(max(w, 1), 256)) }
 
 // selected returns the endpoints that a service selects, in their order, and
 // notes in the service by which label it found them.
@@ -371,6 +374,6 @@ func (s *ServiceView) equal(o *ServiceView) bool {
 func (s *ServiceView) shows(o *ServiceView) bool {
 	return s.VIP == o.VIP && slices.EqualFunc(s.Backends, o.Backends, func(a, b BackendOf) bool {
 		return a.Addr == b.Addr && a.Hostname == b.Hostname && a.Endpoint == b.Endpoint && a.Node == b.Node &&
-			a.Ready == b.Ready && a.Why == b.Why && slices.Equal(a.Targets, b.Targets)
+			a.Ready == b.Ready && a.Why == b.Why && a.Weight == b.Weight && a.Draining == b.Draining && a.Failed == b.Failed && slices.Equal(a.Targets, b.Targets)
 	}) && sameValue(&s.Service, &o.Service)
 }

@@ -109,6 +109,7 @@ const (
 	KindNetwork     Kind = "network"     // Owner (Nodefile, CNI); name; Network
 	KindService     Kind = "service"     // Owner (Nodefile) or Cluster (command); "<ns>/<name>"; Service
 	KindBackend     Kind = "backend"     // Cluster; "<ns>/<service>/<addr>"; Backend
+	KindAdmin       Kind = "admin"       // Cluster; "<ns>/<service>/<backend>"; Admin: what an operator said of a backend
 	KindVIP         Kind = "vip"         // Cluster; "<ns>/<service>"; VIP: what was allocated for a service
 	KindName        Kind = "name"        // Owner or Cluster; "<name> <type>"; Name
 	KindReservation Kind = "reservation" // Owner or Cluster; "<network>/<addr>"; Reservation

@@ -155,9 +155,74 @@ type Service struct {
 	Headless  bool              `cbor:"6,keyasint,omitempty"`
 	External  string            `cbor:"7,keyasint,omitempty"` // ExternalName: a CNAME, no VIP
 	NodePorts bool              `cbor:"8,keyasint,omitempty"` // allocate node ports for ports that have none
-	Check     string            `cbor:"9,keyasint,omitempty"` // "", "tcp"; run on the backend's node
+	Check     string            `cbor:"9,keyasint,omitempty"` // "" or one of the Check constants; see Probe
 	Backends  []Backend         `cbor:"10,keyasint,omitempty"`
-	Source    string            `cbor:"11,keyasint,omitempty"` // "nodefile" or "command"
+	Source    string            `cbor:"11,keyasint,omitempty"` // "nodefile", "command" or "label"
+	Probe     *Probe            `cbor:"12,keyasint,omitempty"` // how Check is made; nil: all defaults
+	// SlowStart is for how long, in milliseconds, a backend that became ready
+	// gets less than its share, growing to all of it; 0: all of it at once.
+	SlowStart int64 `cbor:"13,keyasint,omitempty"`
+	// Balance says how a backend is chosen: one of the Balance constants.
+	Balance string `cbor:"14,keyasint,omitempty"`
+	// Affinity is for how long, in seconds since its last connection, a client
+	// address keeps its backend; 0: no affinity.
+	Affinity int64 `cbor:"15,keyasint,omitempty"`
+	// Inside and Outside say which backends connections get that come from
+	// workloads and nodes of the cluster, and those that come by a node port or
+	// an external address: one of the Policy constants.
+	Inside  string `cbor:"16,keyasint,omitempty"`
+	Outside string `cbor:"17,keyasint,omitempty"`
+	// External addresses on which any node takes connections for the service.
+	Addresses []netip.Addr `cbor:"18,keyasint,omitempty"`
+	// Announce lets the cluster choose a node that answers ARP and neighbour
+	// discovery for each of Addresses on the LAN.
+	Announce bool `cbor:"19,keyasint,omitempty"`
+	// Sources are the clients that may use Addresses and node ports; empty: all.
+	Sources []netip.Prefix `cbor:"20,keyasint,omitempty"`
+	// NodeAddrs are the host's addresses on which node ports answer; empty: all
+	// but loopback.
+	NodeAddrs []netip.Prefix `cbor:"21,keyasint,omitempty"`
+	// HealthPort is a TCP port of every node that says by HTTP whether it has a
+	// ready backend of its own, for load balancers before an Outside policy of
+	// PolicyLocal; 0: none.
+	HealthPort uint16 `cbor:"22,keyasint,omitempty"`
+}
+
+// How a service's backend is chosen for a new connection.
+const (
+	BalanceRandom = ""       // by weight
+	BalanceSource = "source" // by a hash of the client's address, within this node's slots
+	BalanceMaglev = "maglev" // by a hash of the client's address, the same on every node
+)
+
+// Which backends a connection may get. Of each set only the ready ones count.
+const (
+	PolicyAll        = ""            // all
+	PolicyLocal      = "local"       // those of this node, or none
+	PolicyPreferNode = "prefer-node" // those of this node; without any, all
+	PolicyPreferZone = "prefer-zone" // those of this node's zone; without any, all
+)
+
+// What a check does.
+const (
+	CheckTCP   = "tcp"   // connect
+	CheckHTTP  = "http"  // GET, a status of 200 to 399
+	CheckHTTPS = "https" // the same over TLS, the certificate is not verified
+	CheckExec  = "exec"  // a program on the backend's node, exit status 0
+	CheckUDP   = "udp"   // a datagram is sent and none comes back as refused
+	CheckDNS   = "dns"   // a DNS question has an answer
+)
+
+// Probe says how a service's backends are checked. All zero: the defaults.
+type Probe struct {
+	Port     uint16   `cbor:"1,keyasint,omitempty"` // 0: the backend's first port of the right protocol
+	Path     string   `cbor:"2,keyasint,omitempty"` // http, https; empty: "/"
+	Host     string   `cbor:"3,keyasint,omitempty"` // http, https: Host header and server name; dns: the name to ask for
+	Command  []string `cbor:"4,keyasint,omitempty"` // exec
+	Interval int64    `cbor:"5,keyasint,omitempty"` // milliseconds; 0: 2000
+	Timeout  int64    `cbor:"6,keyasint,omitempty"` // milliseconds; 0: 1000
+	Rise     int      `cbor:"7,keyasint,omitempty"` // successes in a row that take a backend in; 0: 1
+	Fall     int      `cbor:"8,keyasint,omitempty"` // failures in a row that take it out; 0: 2
 }
 
 // Key returns the record key of a service.
@@ -169,11 +234,15 @@ func (s Service) FullName() string { return s.Name + "." + s.Namespace }
 // ServicePort is one port of a service.
 type ServicePort struct {
 	Name       string `cbor:"1,keyasint,omitempty"`
-	Protocol   string `cbor:"2,keyasint"`
+	Protocol   string `cbor:"2,keyasint"` // "tcp", "udp" or "sctp"
 	Port       uint16 `cbor:"3,keyasint"`
 	Target     uint16 `cbor:"4,keyasint,omitempty"` // 0: the endpoint's port named TargetName or Name, else Port
 	TargetName string `cbor:"5,keyasint,omitempty"`
 	NodePort   uint16 `cbor:"6,keyasint,omitempty"`
+	// Last is the last port of a range that begins with Port; 0: one port. A
+	// port of the range goes to the target as far from Target as it is from
+	// Port. A range has no named target and no node port.
+	Last uint16 `cbor:"7,keyasint,omitempty"`
 }
 
 // Backend is an explicit backend of a service. Port 0 means the target port
@@ -184,6 +253,23 @@ type Backend struct {
 	Addr      netip.Addr `cbor:"3,keyasint"`
 	Port      uint16     `cbor:"4,keyasint,omitempty"`
 	Hostname  string     `cbor:"5,keyasint,omitempty"`
+	// Weight is the backend's share, 1 to 256 times that of a backend with
+	// weight 1; 0: 1.
+	Weight int `cbor:"6,keyasint,omitempty"`
+}
+
+// Admin is what an operator said of one backend of a service, by command. The
+// record's key is "<namespace>/<service>/<backend>"; the backend is an
+// endpoint's ID or, of an explicit one, its address, with its port if it has one.
+type Admin struct {
+	Namespace string `cbor:"1,keyasint"`
+	Service   string `cbor:"2,keyasint"`
+	Backend   string `cbor:"3,keyasint"`
+	Weight    int    `cbor:"4,keyasint,omitempty"` // 1 to 256; 0: as declared
+	Drain     bool   `cbor:"5,keyasint,omitempty"` // no new connections, flows stay
+	// Until is when connections that are left then are reset, in Unix seconds
+	// by the cluster's clocks; 0: never.
+	Until int64 `cbor:"6,keyasint,omitempty"`
 }
 
 // VIP is what was allocated for a service that did not name it.
@@ -268,6 +354,8 @@ func newValue(k Kind) any {
 		return new(Service)
 	case KindBackend:
 		return new(Backend)
+	case KindAdmin:
+		return new(Admin)
 	case KindVIP:
 		return new(VIP)
 	case KindName:
@@ -307,6 +395,8 @@ func kindOf(v any) Kind {
 		return KindService
 	case *Backend, Backend:
 		return KindBackend
+	case *Admin, Admin:
+		return KindAdmin
 	case *VIP, VIP:
 		return KindVIP
 	case *Name, Name:

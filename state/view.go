@@ -201,8 +201,16 @@ type BackendOf struct {
 	Hostname string   // for endpoint names in DNS; empty: the dashed address
 	Endpoint string   // endpoint ID; empty: explicit backend
 	Node     NodeID   // empty: outside the cluster or unknown
-	Ready    bool     // to be used
 	Why      string   // why it is not ready
+	Weight   uint16   // its share of new connections, 1 to 256; 0 stands for 1
+	Ready    bool     // to be used
+	// Draining: no new connections unless there is no ready backend; flows
+	// stay. It is not Ready then.
+	Draining bool
+	// Failed: its check says so, or its draining came to an end. It is not
+	// Ready, and flows that it has are reset; those of a backend whose node
+	// merely fell silent are left alone.
+	Failed bool
 }
 
 // Ready returns how many backends are ready.
