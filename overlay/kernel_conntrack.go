@@ -16,7 +16,7 @@ type Conntrack struct{}
 func (o *Overlay) Conntrack() Conntrack { return Conntrack{} }
 
 // Flush deletes the entries whose original destination is dst and port. An
-// invalid dst stands for every address.
+// invalid dst stands for every IPv4 address, :: for every IPv6 address.
 func (Conntrack) Flush(proto uint8, dst netip.Addr, port uint16) error {
 	f := &netlink.ConntrackFilter{}
 	if err := f.AddProtocol(proto); err != nil {
@@ -26,10 +26,10 @@ func (Conntrack) Flush(proto uint8, dst netip.Addr, port uint16) error {
 		return fmt.Errorf("flush conntrack of port %d: %w", port, err)
 	}
 	family := netlink.InetFamily(netlink.FAMILY_V4)
-	if dst.IsValid() {
-		if dst.Is6() {
-			family = netlink.FAMILY_V6
-		}
+	if dst.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	if dst.IsValid() && !dst.IsUnspecified() {
 		if err := f.AddIP(netlink.ConntrackOrigDstIP, net.IP(dst.AsSlice())); err != nil {
 			return fmt.Errorf("flush conntrack of %s: %w", dst, err)
 		}
