@@ -187,7 +187,10 @@ func (s *Set) text(e Elem) string {
 				b.WriteString(" . ")
 			}
 			n := kind.size()
-			b.WriteString(format(s.Key[i:i+1], k[:n]) + "-" + format(s.Key[i:i+1], end[:n]))
+			b.WriteString(format(s.Key[i:i+1], k[:n]))
+			if k[:n] != end[:n] {
+				b.WriteString("-" + format(s.Key[i:i+1], end[:n]))
+			}
 			k, end = k[n:], end[n:]
 		}
 	}

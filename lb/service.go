@@ -273,12 +273,15 @@ func (d *derivation) balance(s *Service, policy string, m *members, told *said) 
 		chosen = chosen[:MaxSlots]
 	}
 	how := d.s.Balance
+	if s.Last != 0 {
+		s.Rule |= inRange
+	}
 	if d.s.Affinity > 0 {
 		s.Affinity = uint32(min(d.s.Affinity, maxAffinity))
 		s.Rule |= sticky
 		if s.Last != 0 {
 			// What is remembered is remembered for a port.
-			s.Affinity, s.Rule = 0, 0
+			s.Affinity, s.Rule = 0, s.Rule&^sticky
 			if how == state.BalanceRandom {
 				how = state.BalanceSource
 				d.once(told, sprint("service %s ports %d-%d: affinity of a range is kept by a hash of the client's address", d.key, s.Port, s.Last))
