@@ -128,11 +128,12 @@ type ServicePort struct {
 	NodePort   uint16
 }
 
-// Publish is a `publish [HOSTADDR:]PORT[/PROTO] TARGET:PORT` line.
+// Publish is a `publish [HOSTADDR:]PORT[-LAST][/PROTO] TARGET:PORT` line.
 type Publish struct {
 	HostAddr netip.Addr
 	Protocol string
 	HostPort uint16
+	Last     uint16 // of a range that begins with HostPort; 0: one port
 	Target   netip.AddrPort
 	Pos      Pos
 }

@@ -164,20 +164,10 @@ func (sc *scope) published(v *state.View) *part {
 		if q.HostAddr.IsUnspecified() {
 			q.HostAddr = netip.Addr{}
 		}
-		if q.HostAddr.IsLoopback() || !q.HostAddr.IsValid() {
-			lo := q
-			if !lo.HostAddr.IsValid() {
-				lo.HostAddr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-			}
-			out.loopback = append(out.loopback, lo)
+		if !q.HostAddr.IsLoopback() && q.HostAddr.IsValid() && len(sc.l.NodeAddrs) > 0 && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
+			out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
 		}
-		if !q.HostAddr.IsLoopback() {
-			if q.HostAddr.IsValid() && len(sc.l.NodeAddrs) > 0 && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
-				out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
-			}
-			out.publishes = append(out.publishes, q)
-			out.targets = append(out.targets, hosted{Target{p.Target, q.Proto, p.Port}, true})
-		}
+		out.publish(q, p.LastPort())
 	}
 	out.publishes, out.loopback = uniquePublishes(out.publishes), uniquePublishes(out.loopback)
 	return out
