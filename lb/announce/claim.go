@@ -164,6 +164,7 @@ func (c *claim) missing() bool {
 }
 
 func (c *claim) hold(now time.Time, why string) {
+	c.rivalAt = time.Time{}
 	c.enter(held, now, why)
 	c.to = ""
 	c.probeAt = now.Add(checkEvery)
