@@ -55,6 +55,7 @@ type Responder struct {
 	conn  *nftables.Conn
 	table *nftables.Table
 	now   []Station // what the kernel has; nil: not known
+	time  time.Duration
 }
 
 // OpenResponder opens the nftables of the calling thread's network namespace.
@@ -63,7 +64,7 @@ func OpenResponder() (*Responder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	return &Responder{conn: c, table: &nftables.Table{Family: nftables.TableFamilyNetdev, Name: TableName}}, nil
+	return &Responder{conn: c, table: &nftables.Table{Family: nftables.TableFamilyNetdev, Name: TableName}, time: keepTime}, nil
 }
 
 // Close leaves the rules as they are.
@@ -134,7 +135,7 @@ func (r *Responder) renew(want []Station) error {
 				return err
 			}
 		}
-		if is := elements(want[i].Addrs, keepTime); len(is) > 0 {
+		if is := elements(want[i].Addrs, r.time); len(is) > 0 {
 			if err := r.conn.SetAddElements(s, is); err != nil {
 				return err
 			}
@@ -167,7 +168,7 @@ func (r *Responder) replace(want []Station) error {
 	for i := range want {
 		l := &want[i].Link
 		set := &nftables.Set{Table: r.table, Name: setName(l.Index), KeyType: nftables.TypeIPAddr, HasTimeout: true}
-		if err := r.conn.AddSet(set, elements(want[i].Addrs, keepTime)); err != nil {
+		if err := r.conn.AddSet(set, elements(want[i].Addrs, r.time)); err != nil {
 			return err
 		}
 		early := nftables.ChainPriority(-500)
