@@ -70,7 +70,7 @@ type Status struct {
 	Peers      []Peer            `json:"peers"`
 	Networks   []NetworkStatus   `json:"networks"`
 	Services   []Service         `json:"services"`
-	Subsystems []SubsystemStatus `json:"subsystems"` // dns, lb, overlay, dhcp, gossip, in this order
+	Subsystems []SubsystemStatus `json:"subsystems"` // dns, lb, overlay, dhcp, gossip, in this order, then those in trouble or use
 	Conflicts  []string          `json:"conflicts,omitempty"`
 }
 
@@ -207,6 +207,7 @@ type Service struct {
 	Ready     int               `json:"ready"`
 	Total     int               `json:"total"`
 	Backends  []ServiceBackend  `json:"backends"`
+	Announced []Announcement    `json:"announced,omitempty"` // external addresses on a LAN
 }
 
 // ServiceBackend is one backend of a service.

@@ -140,6 +140,9 @@ func (n *Node) subsystems(v *state.View) []api.SubsystemStatus {
 		{Name: "dhcp", OK: h.OK, Desired: v.Rev, Applied: h.Applied, Detail: h.Detail, Error: h.Error, Fix: h.Fix},
 		{Name: "gossip", OK: g.OK, Desired: v.Rev, Applied: v.Rev, Detail: g.Detail, Error: g.Error, Fix: g.Fix},
 	}
+	if a := n.announce.Status(); len(a.Addrs) > 0 || !a.OK {
+		parts = append(parts, api.SubsystemStatus{Name: "announce", OK: a.OK, Desired: v.Rev, Applied: a.Applied, Detail: a.Detail, Error: a.Error, Fix: a.Fix})
+	}
 	if err := n.store.SaveError(); err != nil {
 		parts = append(parts, api.SubsystemStatus{
 			Name: "state", Desired: v.Rev, Applied: v.Rev, Error: "the last write failed, nothing new can be accepted: " + err.Error(),
@@ -169,6 +172,7 @@ func (n *Node) services(v *state.View) []api.Service {
 	for e := range v.Endpoints() {
 		names[e.ID] = cmp.Or(e.Name, e.ID)
 	}
+	announced := n.announced()
 	for s := range v.Services() {
 		a := api.Service{
 			Name: s.Name, Namespace: s.Namespace, VIP: s.VIP, Headless: s.Headless, External: s.External,
@@ -186,6 +190,7 @@ func (n *Node) services(v *state.View) []api.Service {
 			}
 			a.Backends = append(a.Backends, ab)
 		}
+		a.Announced = announcementsOf(s, announced)
 		out = append(out, a)
 	}
 	return out

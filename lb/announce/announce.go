@@ -276,13 +276,16 @@ func (s *Speaker) sync(now time.Time) time.Time {
 			s.connect(v)
 			if v.port != nil {
 				used[v.port.link.Index] = append(used[v.port.link.Index], a.Addr)
-				if !ready {
+				if !ready && v.phase <= waiting {
 					v.why = "this node does not serve yet"
 					sooner(now.Add(readyEvery))
 				}
 			}
 		}
-		v.update(a, ready && v.port != nil, s.keep.had(a.Addr), now)
+		// What is held stays held when the node stops being ready: its rules
+		// are as they were, and moving the address would help nobody.
+		able := v.port != nil && (ready || v.phase > waiting)
+		v.update(a, able, s.keep.had(a.Addr), now)
 		if v.port != was {
 			v.again(now) // another MAC, or the old one on a link that was gone
 		}

@@ -216,6 +216,8 @@ func (e *Elector) elect(v *state.View, addr netip.Addr) Address {
 		switch {
 		case !x.node.Self && x.node.State != state.Alive && x.node.State != state.Suspect:
 			c.Unfit = "it is " + x.node.State.String()
+		case x.node.Left:
+			c.Unfit = "it leaves"
 		case all && x.fit == 0:
 			c.Unfit = "it has no ready backend"
 		case best == nil, best.flapping && !x.flapping, best.flapping == x.flapping && x.fit > best.fit:

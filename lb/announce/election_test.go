@@ -132,6 +132,7 @@ func TestElection(t *testing.T) {
 			}
 		}, []*state.ServiceView{svc("web", addrN(200))}, fmt.Sprintf("node%d", self)},
 		{"refused", func(n []state.NodeView) { n[first-1].Refused = "its key is another's" }, []*state.ServiceView{svc("web", addrN(200))}, second},
+		{"leaving", func(n []state.NodeView) { n[first-1].Left = true }, []*state.ServiceView{svc("web", addrN(200))}, second},
 		{"link without carrier", func(n []state.NodeView) { n[first-1].LANs = nil }, []*state.ServiceView{svc("web", addrN(200))}, second},
 		{"nobody on the LAN", nil, []*state.ServiceView{svc("web", netip.MustParseAddr("198.51.100.1"))},
 			"no node has an interface on its LAN: route it to any node, or give a node an address in its prefix"},
