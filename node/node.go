@@ -34,6 +34,7 @@ import (
 	"nodenet/gossip"
 	"nodenet/ipam"
 	"nodenet/lb"
+	"nodenet/node/check"
 	"nodenet/overlay"
 	"nodenet/state"
 	"nodenet/state/disk"
@@ -86,7 +87,7 @@ type Node struct {
 
 	applied   func() uint64 // the revision that workloads can rely on; see settle
 	attaching inflight      // endpoint IDs being attached or detached
-	checked   healthTable
+	checks    *check.Runner
 	flows     flowTable
 	declared  chan struct{} // closed once our own records are written
 	leaving   atomic.Bool   // the address space is being handed over: nothing is allocated
@@ -215,6 +216,11 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		dnsOptions.Keeper = n.fds
 	}
 	if n.dns, err = dns.New(dnsOptions); err != nil {
+		return err
+	}
+	checks := n.checkOptions()
+	checks.Registry = reg
+	if n.checks, err = check.New(checks); err != nil {
 		return err
 	}
 	n.clock.skews = func() (time.Duration, int) {
