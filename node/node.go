@@ -299,6 +299,7 @@ func (n *Node) run(ctx context.Context) error {
 		{"health", n.runHealth},
 		{"upkeep", n.runUpkeep},
 		{"drains", n.runDrains},
+		{"labels", n.runLabels},
 		{"obey", n.runObey},
 		{"restored", n.runRestored},
 		{"api", srv.run},
