@@ -85,16 +85,17 @@ type Node struct {
 	mu    sync.Mutex
 	local overlay.Local // what the host's own interfaces say
 
-	applied   func() uint64 // the revision that workloads can rely on; see settle
-	attaching inflight      // endpoint IDs being attached or detached
-	checks    *check.Runner
-	flows     flowTable
-	declared  chan struct{} // closed once our own records are written
-	leaving   atomic.Bool   // the address space is being handed over: nothing is allocated
-	restored  atomic.Bool   // see restoredFile
-	promised  promises
-	leave     chan struct{} // closed when the node has left the cluster
-	leaveOnce sync.Once
+	applied     func() uint64 // the revision that workloads can rely on; see settle
+	attaching   inflight      // endpoint IDs being attached or detached
+	checks      *check.Runner
+	flows       flowTable
+	healthPorts *healthPorts
+	declared    chan struct{} // closed once our own records are written
+	leaving     atomic.Bool   // the address space is being handed over: nothing is allocated
+	restored    atomic.Bool   // see restoredFile
+	promised    promises
+	leave       chan struct{} // closed when the node has left the cluster
+	leaveOnce   sync.Once
 }
 
 // Run runs the daemon until ctx ends or the node leaves its cluster. The
@@ -218,6 +219,7 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if n.dns, err = dns.New(dnsOptions); err != nil {
 		return err
 	}
+	n.healthPorts = newHealthPorts(func() *state.View { return n.store.Snapshot().View() }, n.log.With("part", "health"))
 	checks := n.checkOptions()
 	checks.Registry = reg
 	if n.checks, err = check.New(checks); err != nil {
@@ -300,6 +302,7 @@ func (n *Node) run(ctx context.Context) error {
 		{"upkeep", n.runUpkeep},
 		{"drains", n.runDrains},
 		{"labels", n.runLabels},
+		{"health ports", n.runHealthPorts},
 		{"obey", n.runObey},
 		{"restored", n.runRestored},
 		{"api", srv.run},
