@@ -198,7 +198,8 @@ type ServicePort struct {
 type Service struct {
 	Name      string            `json:"name"`
 	Namespace string            `json:"namespace"`
-	VIP       netip.Addr        `json:"vip,omitzero"` // zero: none
+	VIP       netip.Addr        `json:"vip,omitzero"`  // zero: none
+	VIP6      netip.Addr        `json:"vip6,omitzero"` // zero: none
 	Headless  bool              `json:"headless,omitempty"`
 	External  string            `json:"external,omitempty"`
 	Ports     []ServicePort     `json:"ports"`
@@ -260,6 +261,8 @@ type NetworkDef struct {
 	Prefix     netip.Prefix `json:"prefix"`
 	Bridge     string       `json:"bridge,omitempty"`
 	Gateway    netip.Addr   `json:"gateway,omitzero"`
+	Addr6      netip.Prefix `json:"addr6,omitzero"` // of a network with an IPv6 prefix
+	Gateway6   netip.Addr   `json:"gateway6,omitzero"`
 	NoGateway  bool         `json:"noGateway,omitempty"` // the bridge gets no address
 	Masquerade bool         `json:"masquerade,omitempty"`
 	MTU        int          `json:"mtu,omitempty"`
@@ -280,6 +283,8 @@ type Attachment struct {
 	Network    string       `json:"network"`
 	Addr       netip.Prefix `json:"addr"` // with the prefix length for the interface
 	Gateway    netip.Addr   `json:"gateway,omitzero"`
+	Addr6      netip.Prefix `json:"addr6,omitzero"` // of a network with an IPv6 prefix
+	Gateway6   netip.Addr   `json:"gateway6,omitzero"`
 	MAC        string       `json:"mac,omitempty"`
 	IfName     string       `json:"ifName,omitempty"`
 	HostIf     string       `json:"hostIf,omitempty"`

@@ -163,13 +163,30 @@ func (sc *scope) vip(p *part, s *state.ServiceView, a netip.Addr) bool {
 func (sc *scope) published(v *state.View) *part {
 	out := new(part)
 	for _, p := range v.Publishes {
-		sc.publish(out, p)
+		sc.publish(v, out, p)
 	}
 	out.publishes, out.loopback = uniquePublishes(out.publishes), uniquePublishes(out.loopback)
 	return out
 }
 
-func (sc *scope) publish(out *part, p state.Publish) {
+// twin is the IPv6 address that the target of a published port has too;
+// invalid: none.
+func (sc *scope) twin(v *state.View, p *state.Publish) netip.Addr {
+	for i := range sc.l.Bridges {
+		b := &sc.l.Bridges[i]
+		a := state.Twin(b.Prefix, b.Prefix6, p.Target)
+		if !a.IsValid() {
+			continue
+		}
+		if e := v.Endpoint(sc.l.Self, p.Endpoint); p.Endpoint != "" && (e == nil || !slices.Contains(e.Addrs, a)) {
+			return netip.Addr{} // attached before the network had IPv6
+		}
+		return a
+	}
+	return netip.Addr{}
+}
+
+func (sc *scope) publish(v *state.View, out *part, p state.Publish) {
 	q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
 	all := anyAddr(q.HostAddr)
 	switch {
@@ -197,6 +214,11 @@ func (sc *scope) publish(out *part, p state.Publish) {
 			lo := q
 			lo.HostAddr, lo.Implied = a, true
 			out.loopback = append(out.loopback, lo)
+		}
+		if a := sc.twin(v, &p); !q.HostAddr.IsValid() && a.IsValid() {
+			// Every address of the host: its IPv6 ones too.
+			out.publishes = append(out.publishes, Publish{HostAddr: anyOf(V6), Proto: q.Proto, HostPort: p.HostPort, Target: netip.AddrPortFrom(a, p.Port)})
+			out.targets = append(out.targets, hosted{Target{a, q.Proto, p.Port}, true})
 		}
 		q.HostAddr = anyOf(versionOf(p.Target))
 	case len(sc.l.NodeAddrs) > 0 && !slices.Contains(sc.l.NodeAddrs, q.HostAddr):

@@ -82,10 +82,12 @@ func (n *Node) probes(v *state.View) []probe {
 		if s.Check != "tcp" {
 			continue
 		}
+		seen := map[string]bool{} // an endpoint of both IP versions is asked by its first address
 		for _, b := range s.Backends {
-			if b.Node != n.self || b.Endpoint == "" {
+			if b.Node != n.self || b.Endpoint == "" || seen[b.Endpoint] {
 				continue
 			}
+			seen[b.Endpoint] = true
 			for j, p := range s.Ports {
 				if p.Protocol == "tcp" && b.Targets[j] != 0 {
 					out = append(out, probe{s.Key() + "/" + b.Endpoint, netip.AddrPortFrom(b.Addr, b.Targets[j])})

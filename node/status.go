@@ -171,9 +171,10 @@ func (n *Node) services(v *state.View) []api.Service {
 	}
 	for s := range v.Services() {
 		a := api.Service{
-			Name: s.Name, Namespace: s.Namespace, VIP: s.VIP, Headless: s.Headless, External: s.External,
-			Select: s.Selector, Source: s.Source, Ready: s.Ready(), Total: len(s.Backends), Backends: []api.ServiceBackend{},
+			Name: s.Name, Namespace: s.Namespace, VIP: s.VIP, VIP6: s.VIP6, Headless: s.Headless, External: s.External,
+			Select: s.Selector, Source: s.Source, Backends: []api.ServiceBackend{},
 		}
+		a.Ready, a.Total = s.Count()
 		for _, p := range s.Ports {
 			a.Ports = append(a.Ports, api.ServicePort{
 				Name: p.Name, Protocol: p.Protocol, Port: p.Port, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,

@@ -26,6 +26,10 @@ type Node struct {
 	// OnLink holds the prefixes of the underlay interface, by which a peer
 	// decides whether plain routes can reach this node.
 	OnLink []netip.Prefix `cbor:"14,keyasint,omitempty"`
+	// ServiceRange is the range of service addresses as the node was told, and
+	// ServiceRange6 the IPv6 one beside it, if any: see Twin.
+	ServiceRange  netip.Prefix `cbor:"15,keyasint,omitempty"`
+	ServiceRange6 netip.Prefix `cbor:"16,keyasint,omitempty"`
 }
 
 // Block is a range that a node has opened on a network: a pod CIDR, the unit
@@ -139,6 +143,7 @@ type Network struct {
 	Pin        netip.Prefix   `cbor:"18,keyasint,omitempty"` // this node's first block
 	Source     string         `cbor:"19,keyasint,omitempty"` // "nodefile" or "cni"
 	NoSearch   bool           `cbor:"20,keyasint,omitempty"` // DNS leaves its workloads' questions as they are
+	Prefix6    netip.Prefix   `cbor:"21,keyasint,omitempty"` // IPv6 beside Prefix, see Twin; zero: IPv4 only
 }
 
 // Local reports whether each node uses the whole prefix by itself, so that
