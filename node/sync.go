@@ -120,6 +120,7 @@ func (n *Node) lbLocal(v *state.View, l overlay.Local, plan overlay.Plan) lb.Loc
 		ClusterPrefixes: []netip.Prefix{l.ServiceRange}, NodeAddrs: n.hostAddrs,
 		Range6:        l.ServiceRange6,
 		NodePortFirst: n.cfg.Services.NodePorts.First, NodePortLast: n.cfg.Services.NodePorts.Last,
+		NoSCTP: !lb.TracksSCTP(),
 	}
 	if l.ServiceRange6.IsValid() {
 		out.ClusterPrefixes = append(out.ClusterPrefixes, l.ServiceRange6)
