@@ -291,8 +291,20 @@ func target(s string) (netip.AddrPort, error) {
 	if err != nil || ap.Port() == 0 {
 		return ap, fmt.Errorf("%s: not an address with a port, write e.g. 10.244.0.2:443", s)
 	}
-	if a := ap.Addr(); a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.Is6() && (a.IsLoopback() || a.IsLinkLocalUnicast()) {
+	if !ofHost(ap.Addr()) {
 		return ap, fmt.Errorf("%s: not the address of a host, write e.g. 10.244.0.2:443", s)
 	}
 	return ap, nil
+}
+
+// ofHost reports whether an address, of either version, can be that of a
+// host which others reach.
+func ofHost(a netip.Addr) bool {
+	switch {
+	case !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast():
+		return false
+	case a.Is6():
+		return !a.IsLoopback() && !a.IsLinkLocalUnicast()
+	}
+	return true
 }
