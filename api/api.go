@@ -215,6 +215,8 @@ type NetworkDef struct {
 	Prefix     netip.Prefix `json:"prefix"`
 	Bridge     string       `json:"bridge,omitempty"`
 	Gateway    netip.Addr   `json:"gateway,omitzero"`
+	Addr6      netip.Prefix `json:"addr6,omitzero"` // of a network with an IPv6 prefix
+	Gateway6   netip.Addr   `json:"gateway6,omitzero"`
 	NoGateway  bool         `json:"noGateway,omitempty"` // the bridge gets no address
 	Masquerade bool         `json:"masquerade,omitempty"`
 	MTU        int          `json:"mtu,omitempty"`
@@ -235,6 +237,8 @@ type Attachment struct {
 	Network    string       `json:"network"`
 	Addr       netip.Prefix `json:"addr"` // with the prefix length for the interface
 	Gateway    netip.Addr   `json:"gateway,omitzero"`
+	Addr6      netip.Prefix `json:"addr6,omitzero"` // of a network with an IPv6 prefix
+	Gateway6   netip.Addr   `json:"gateway6,omitzero"`
 	MAC        string       `json:"mac,omitempty"`
 	IfName     string       `json:"ifName,omitempty"`
 	HostIf     string       `json:"hostIf,omitempty"`

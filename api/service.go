@@ -61,7 +61,8 @@ type ServicePort struct {
 type Service struct {
 	Name      string            `json:"name"`
 	Namespace string            `json:"namespace"`
-	VIP       netip.Addr        `json:"vip,omitzero"` // zero: none
+	VIP       netip.Addr        `json:"vip,omitzero"`  // zero: none
+	VIP6      netip.Addr        `json:"vip6,omitzero"` // zero: none
 	Headless  bool              `json:"headless,omitempty"`
 	External  string            `json:"external,omitempty"`
 	Ports     []ServicePort     `json:"ports"`

@@ -59,9 +59,15 @@ func (p *parser) ranges() []span {
 		if n.Prefix.IsValid() {
 			all = append(all, span{"network " + n.Name, n.Prefix, n.Pos, n.Overlay == OverlayNone})
 		}
+		if n.Prefix6.IsValid() {
+			all = append(all, span{"network " + n.Name, n.Prefix6, n.Pos, n.Overlay == OverlayNone})
+		}
 	}
 	if s := p.cfg.Services; s.Prefix.IsValid() {
 		all = append(all, span{"services", s.Prefix, s.Pos, false})
+	}
+	if s := p.cfg.Services; s.Prefix6.IsValid() {
+		all = append(all, span{"services", s.Prefix6, s.Pos, false})
 	}
 	return all
 }

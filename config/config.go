@@ -65,15 +65,16 @@ type Cluster struct {
 	SyncPort   uint16
 }
 
-// Network is a `network NAME PREFIX` block.
+// Network is a `network NAME PREFIX [PREFIX6]` block.
 type Network struct {
 	Name       string
 	Prefix     netip.Prefix
-	Block      int    // prefix length of a pod CIDR; 0 with overlay none
-	Overlay    string // vxlan (default), routes, auto, none
-	VNI        uint32 // default: 1 + position among the networks with VXLAN; 0 without VXLAN
-	Port       uint16 // VXLAN UDP port, default 4789; 0 without VXLAN
-	MTU        int    // 0: derived from the underlay
+	Prefix6    netip.Prefix // IPv6 beside it, with the same offsets; zero: IPv4 only
+	Block      int          // prefix length of a pod CIDR; 0 with overlay none
+	Overlay    string       // vxlan (default), routes, auto, none
+	VNI        uint32       // default: 1 + position among the networks with VXLAN; 0 without VXLAN
+	Port       uint16       // VXLAN UDP port, default 4789; 0 without VXLAN
+	MTU        int          // 0: derived from the underlay
 	Masquerade bool
 	Internal   bool
 	Bridge     string     // device name; default "nn-" + Name, at most 15 bytes
@@ -88,11 +89,12 @@ type Network struct {
 	Pos        Pos
 }
 
-// ServiceRange is the `services PREFIX` block.
+// ServiceRange is the `services PREFIX [PREFIX6]` block.
 type ServiceRange struct {
 	Prefix    netip.Prefix
-	DNS       netip.Addr // the node-local resolver address; default: the range's tenth address
-	NodePorts PortRange  // default 30000-32767
+	Prefix6   netip.Prefix // IPv6 beside it, with the same offsets; zero: IPv4 only
+	DNS       netip.Addr   // the node-local resolver address; default: the range's tenth address
+	NodePorts PortRange    // default 30000-32767
 	Pos       Pos
 }
 

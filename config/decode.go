@@ -86,12 +86,18 @@ func (p *parser) services(b block) {
 	}
 	s := &p.cfg.Services
 	s.Pos = b.pos
-	if len(b.keys) != 2 {
-		p.faults.add(b.pos, "services", "takes one range, write `services %s { … }`", DefaultServices)
+	if len(b.keys) != 2 && len(b.keys) != 3 {
+		p.faults.add(b.pos, "services", "takes a range and perhaps an IPv6 range, write `services %s { … }`", DefaultServices)
 	} else if got, err := rangePrefix(b.keys[1]); err != nil {
 		p.faults.add(b.pos, "services", "%v", err)
 	} else {
 		s.Prefix = got
+	}
+	if len(b.keys) == 3 {
+		var err error
+		if s.Prefix6, err = twinPrefix(b.keys[2], s.Prefix); err != nil {
+			p.faults.add(b.pos, "services", "%v", err)
+		}
 	}
 	p.fields("services", b.body, p.servicesFields())
 }
@@ -123,8 +129,8 @@ func (p *parser) publish(b block) {
 	number := host
 	if i := strings.LastIndexByte(host, ':'); i >= 0 {
 		number = host[i+1:]
-		addr, err := addr4(host[:i])
-		if err == nil && addr.IsUnspecified() {
+		addr, err := publishedOn(host[:i])
+		if err == nil && addr == netip.IPv4Unspecified() {
 			addr = netip.Addr{} // every address of the host, as without one
 		}
 		if err != nil {
@@ -138,5 +144,22 @@ func (p *parser) publish(b block) {
 	if pub.Target, err = targets(b.keys[2], pub.HostPort, pub.Last); err != nil {
 		p.faults.add(b.pos, title, "%v", err)
 	}
+	if h, t := pub.HostAddr, pub.Target.Addr(); h.IsValid() && t.IsValid() && !h.IsLoopback() && h.Is4() != t.Is4() {
+		p.faults.add(b.pos, title, "%s and the target %s are of different IP versions, which only a loopback address may be; write two of one version", h, t)
+	}
 	p.cfg.Publishes = append(p.cfg.Publishes, pub)
+}
+
+// publishedOn parses the host's address before a published port: an IPv4
+// address, or an IPv6 address in brackets.
+func publishedOn(s string) (netip.Addr, error) {
+	in, v6 := strings.CutPrefix(s, "[")
+	if !v6 {
+		return addr4(s)
+	}
+	a, err := netip.ParseAddr(strings.TrimSuffix(in, "]"))
+	if err != nil || !strings.HasSuffix(s, "]") || !a.Is6() || a.Is4In6() || a.Zone() != "" || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return netip.Addr{}, fmt.Errorf("%s: not an IPv6 address of a host in brackets, write e.g. [2001:db8::1]", s)
+	}
+	return a, nil
 }

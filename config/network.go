@@ -22,8 +22,8 @@ func (n *Network) UsesVXLAN() bool { return n.Overlay == OverlayVXLAN || n.Overl
 func (p *parser) network(b block) {
 	n := Network{Pos: b.pos, Overlay: OverlayVXLAN, LeaseTime: DefaultLeaseTime, Namespace: DefaultNamespace}
 	title := b.name()
-	if len(b.keys) != 3 {
-		p.faults.add(b.pos, title, "takes a name and a range, write `network %s %s { … }`", DefaultNetwork, DefaultPrefix)
+	if len(b.keys) != 3 && len(b.keys) != 4 {
+		p.faults.add(b.pos, title, "takes a name, a range and perhaps an IPv6 range, write `network %s %s { … }`", DefaultNetwork, DefaultPrefix)
 	}
 	if len(b.keys) > 1 {
 		name, err := label("network name", 63)(b.keys[1])
@@ -37,6 +37,12 @@ func (p *parser) network(b block) {
 	if len(b.keys) > 2 {
 		var err error
 		if n.Prefix, err = rangePrefix(b.keys[2]); err != nil {
+			p.faults.add(b.pos, title, "%v", err)
+		}
+	}
+	if len(b.keys) > 3 {
+		var err error
+		if n.Prefix6, err = twinPrefix(b.keys[3], n.Prefix); err != nil {
 			p.faults.add(b.pos, title, "%v", err)
 		}
 	}

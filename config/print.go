@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"reflect"
 	"strings"
 	"time"
@@ -139,7 +140,7 @@ func (w *printer) node(c *Config) {
 }
 
 func (w *printer) network(n *Network) {
-	w.open("network", n.Name, n.Prefix.String())
+	w.open(dual([]string{"network", n.Name, n.Prefix.String()}, n.Prefix6)...)
 	w.num("block", n.Block)
 	w.opt("pin", valid(n.Pin))
 	w.opt("overlay", n.Overlay)
@@ -180,8 +181,16 @@ func shortest(d time.Duration) string {
 	return s
 }
 
+// dual adds the IPv6 range to the words of a block that has one.
+func dual(words []string, p netip.Prefix) []string {
+	if p.IsValid() {
+		words = append(words, p.String())
+	}
+	return words
+}
+
 func (w *printer) services(s *ServiceRange) {
-	w.open("services", s.Prefix.String())
+	w.open(dual([]string{"services", s.Prefix.String()}, s.Prefix6)...)
 	w.opt("dns", valid(s.DNS))
 	w.line("nodeports", fmt.Sprintf("%d-%d", s.NodePorts.First, s.NodePorts.Last))
 	w.shut()
@@ -283,7 +292,11 @@ func (p *Publish) host() string {
 		s = fmt.Sprintf("%d-%d/%s", p.HostPort, p.Last, p.Protocol)
 	}
 	if p.HostAddr.IsValid() {
-		s = p.HostAddr.String() + ":" + s
+		host := p.HostAddr.String()
+		if p.HostAddr.Is6() {
+			host = "[" + host + "]"
+		}
+		s = host + ":" + s
 	}
 	return s
 }

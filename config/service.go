@@ -108,13 +108,13 @@ func portName(s string) (string, error) {
 	return n, err
 }
 
-// backend parses ADDR[:PORT]; port 0 stands for the target port.
+// backend parses ADDR[:PORT], an IPv6 address with a port in brackets; port 0 stands for the target port.
 func backend(s string) (netip.AddrPort, error) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		s = netip.AddrPortFrom(a, 1).String()
 		ap, err := target(s)
 		if err != nil {
-			return ap, fmt.Errorf("%s: not the IPv4 address of a host", a)
+			return ap, fmt.Errorf("%s: not the address of a host", a)
 		}
 		return netip.AddrPortFrom(ap.Addr(), 0), nil
 	}

@@ -212,8 +212,8 @@ func (c *serviceCheck) words() {
 	for _, b := range s.Backends {
 		a := b.Addr.Addr()
 		switch {
-		case !a.Is4() || a.IsUnspecified() || a.IsMulticast():
-			c.wrong("backend", "backend %s: not the IPv4 address of a host", a)
+		case !ofHost(a):
+			c.wrong("backend", "backend %s: not the address of a host", a)
 		case b.Weight < 0 || b.Weight > MaxWeight:
 			c.wrong("backend", "backend %s: weight %d is out of range, write a number from 1 to %d", a, b.Weight, MaxWeight)
 		case seen[b.Addr]:

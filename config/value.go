@@ -54,6 +54,37 @@ func rangePrefix(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
+// special6 are the IPv6 ranges that no network can use: loopback and mapped
+// IPv4, link-local, multicast.
+var special6 = []netip.Prefix{
+	netip.MustParsePrefix("::/8"),
+	netip.MustParsePrefix("fe80::/10"),
+	netip.MustParsePrefix("ff00::/8"),
+}
+
+// twinPrefix parses the IPv6 prefix beside an IPv4 range: it must have room
+// for each of its offsets.
+func twinPrefix(s string, beside netip.Prefix) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return p, fmt.Errorf("%s: not a prefix, write address/length, e.g. fd00:10:244::/112", s)
+	case !p.Addr().Is6() || p.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%s: not an IPv6 prefix, the second range is IPv6, e.g. fd00:10:244::/112", s)
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("%s: host bits are set, write %s", s, p.Masked())
+	}
+	for _, sp := range special6 {
+		if sp.Overlaps(p) {
+			return netip.Prefix{}, fmt.Errorf("%s: overlaps %s, which hosts cannot use, choose a private range, e.g. fd00:10:244::/112", s, sp)
+		}
+	}
+	if beside.IsValid() && 128-p.Bits() < 32-beside.Bits() {
+		return netip.Prefix{}, fmt.Errorf("%s: too small for an address beside each of %s, write a length of %d or less", s, beside, 128-(32-beside.Bits()))
+	}
+	return p, nil
+}
+
 // addr4 parses an IPv4 address.
 func addr4(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
@@ -290,14 +321,26 @@ func targets(s string, first, last uint16) (netip.AddrPort, error) {
 	return ap, nil
 }
 
-// target parses ADDR:PORT, IPv4.
+// target parses ADDR:PORT, or [ADDR]:PORT for IPv6.
 func target(s string) (netip.AddrPort, error) {
 	ap, err := netip.ParseAddrPort(s)
 	if err != nil || ap.Port() == 0 {
 		return ap, fmt.Errorf("%s: not an address with a port, write e.g. 10.244.0.2:443", s)
 	}
-	if !ap.Addr().Is4() || ap.Addr().IsUnspecified() || ap.Addr().IsMulticast() {
-		return ap, fmt.Errorf("%s: not the IPv4 address of a host, write e.g. 10.244.0.2:443", s)
+	if !ofHost(ap.Addr()) {
+		return ap, fmt.Errorf("%s: not the address of a host, write e.g. 10.244.0.2:443", s)
 	}
 	return ap, nil
+}
+
+// ofHost reports whether an address, of either version, can be that of a
+// host which others reach.
+func ofHost(a netip.Addr) bool {
+	switch {
+	case !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast():
+		return false
+	case a.Is6():
+		return !a.IsLoopback() && !a.IsLinkLocalUnicast()
+	}
+	return true
 }

@@ -217,7 +217,7 @@ func changed(s, other *state.ServiceView, c choice) (out []*state.BackendOf) {
 // backends only.
 func sameService(a, b *state.ServiceView) bool {
 	return a.Name == b.Name && a.Namespace == b.Namespace && a.External == b.External &&
-		a.Headless == b.Headless && a.VIP == b.VIP && slices.Equal(a.Ports, b.Ports)
+		a.Headless == b.Headless && a.VIP == b.VIP && a.VIP6 == b.VIP6 && slices.Equal(a.Ports, b.Ports)
 }
 
 // sameNames reports whether two backends make the same names.
@@ -236,6 +236,7 @@ func (b *sources) serviceName(s *state.ServiceView, name string, first bool) {
 		}
 	case !s.Headless && s.VIP.IsValid():
 		b.address(name, layerDerived, s.VIP)
+		b.address(name, layerDerived, s.VIP6)
 		for _, p := range s.Ports {
 			b.srv(name, name, p.Port, 0)
 			if pn := portName(p.Name, p.Protocol); pn != "" {
@@ -244,6 +245,9 @@ func (b *sources) serviceName(s *state.ServiceView, name string, first bool) {
 		}
 		if first {
 			b.pointer(s.VIP, layerDerived, name)
+			if s.VIP6.IsValid() {
+				b.pointer(s.VIP6, layerDerived, name)
+			}
 		}
 	case !s.Headless:
 		b.pin(name) // waits for its address: it exists, without data

@@ -106,13 +106,30 @@ func (sc *scope) vip(p *part, s *state.ServiceView, a netip.Addr) bool {
 func (sc *scope) published(v *state.View) *part {
 	out := new(part)
 	for _, p := range v.Publishes {
-		sc.publish(out, p)
+		sc.publish(v, out, p)
 	}
 	out.publishes, out.loopback = uniquePublishes(out.publishes), uniquePublishes(out.loopback)
 	return out
 }
 
-func (sc *scope) publish(out *part, p state.Publish) {
+// twin is the IPv6 address that the target of a published port has too;
+// invalid: none.
+func (sc *scope) twin(v *state.View, p *state.Publish) netip.Addr {
+	for i := range sc.l.Bridges {
+		b := &sc.l.Bridges[i]
+		a := state.Twin(b.Prefix, b.Prefix6, p.Target)
+		if !a.IsValid() {
+			continue
+		}
+		if e := v.Endpoint(sc.l.Self, p.Endpoint); p.Endpoint != "" && (e == nil || !slices.Contains(e.Addrs, a)) {
+			return netip.Addr{} // attached before the network had IPv6
+		}
+		return a
+	}
+	return netip.Addr{}
+}
+
+func (sc *scope) publish(v *state.View, out *part, p state.Publish) {
 	q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
 	all := anyAddr(q.HostAddr)
 	switch {
@@ -132,7 +149,11 @@ func (sc *scope) publish(out *part, p state.Publish) {
 	if len(sc.l.NodeAddrs) > 0 && !all && !q.HostAddr.IsLoopback() && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
 		out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
 	}
-	out.publish(q, p.LastPort())
+	var twin netip.Addr
+	if !q.HostAddr.IsValid() {
+		twin = sc.twin(v, &p)
+	}
+	out.publish(q, p.LastPort(), twin)
 }
 
 // uniquePublishes sorts; of two that claim one port the first stays.

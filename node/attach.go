@@ -274,6 +274,9 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 			// the address to somebody else.
 			ops = append(ops, state.Del(state.Lease, state.KindLease, r.Network+"/"+grant.Addr.String()))
 			ep.Addrs, ep.Gateway, ep.PrefixLen = []netip.Addr{grant.Addr}, grant.Gateway, grant.Prefix.Bits()
+			if a := nw.Twin(grant.Addr); a.IsValid() && r.Mode == modeBridge {
+				ep.Addrs = append(ep.Addrs, a)
+			}
 			if nw.NoGateway {
 				ep.Gateway = netip.Addr{}
 			}
@@ -364,8 +367,18 @@ func (n *Node) attachSpec(ep state.Endpoint) overlay.AttachSpec {
 	}
 	if nw, ok := n.network(n.store.Snapshot(), ep.Network); ok {
 		s.Bridge = overlay.BridgeName(*nw)
+		s.Addr6, s.Gateway6 = twinOf(nw, &ep)
 	}
 	return s
+}
+
+// twinOf returns an endpoint's IPv6 address with the length of its block's
+// twin, and the gateway there; invalid: it has none.
+func twinOf(nw *state.Network, ep *state.Endpoint) (netip.Prefix, netip.Addr) {
+	if len(ep.Addrs) < 2 || ep.Addrs[1] != nw.Twin(ep.Addrs[0]) {
+		return netip.Prefix{}, netip.Addr{}
+	}
+	return netip.PrefixFrom(ep.Addrs[1], 128-(32-ep.PrefixLen)), nw.Twin(ep.Gateway)
 }
 
 // release takes an endpoint's record, address and published ports back.
@@ -481,6 +494,7 @@ func (n *Node) attachment(ep state.Endpoint) *api.Attachment {
 	}
 	if nw, ok := n.network(n.store.Snapshot(), ep.Network); ok {
 		a.Bridge = overlay.BridgeName(*nw)
+		a.Addr6, a.Gateway6 = twinOf(nw, &ep)
 	}
 	a.MTU = n.overlay.MTU(ep.Network)
 	servers, search, options := dns.WorkloadConfig(n.zone(), ep.Namespace, n.cfg.Services.DNS, nil)

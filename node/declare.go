@@ -182,6 +182,9 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 		nw := networkRecord(c)
 		want[state.KindNetwork][nw.Name] = nw
 		fmt.Fprintf(sum, "%s %s %d %s %d %d\n", nw.Name, nw.Prefix, nw.Block, nw.Overlay, nw.VNI, nw.Port)
+		if nw.Prefix6.IsValid() {
+			fmt.Fprintf(sum, "%s\n", nw.Prefix6)
+		}
 	}
 	l := n.localNow()
 	want[state.KindNode]["self"] = state.Node{
@@ -189,7 +192,8 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 		GossipPort: cfg.Cluster.GossipPort, SyncPort: cfg.Cluster.SyncPort,
 		PublicKey: n.identity.Public(), VTEPMAC: n.self.VTEPMAC(), BootID: n.bootID, Version: n.opts.Version,
 		Started: n.started.Unix(), Networks: hex.EncodeToString(sum.Sum(nil)[:8]), OnLink: l.OnLink,
-		LANs: n.lans(),
+		LANs:         n.lans(),
+		ServiceRange: cfg.Services.Prefix, ServiceRange6: cfg.Services.Prefix6,
 	}
 	for _, c := range cfg.Service {
 		s := serviceRecord(&c, sourceNodefile)
@@ -207,7 +211,7 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 
 func networkRecord(c config.Network) state.Network {
 	nw := state.Network{
-		Name: c.Name, Prefix: c.Prefix, Block: c.Block, Overlay: c.Overlay, VNI: c.VNI, Port: c.Port, MTU: c.MTU,
+		Name: c.Name, Prefix: c.Prefix, Prefix6: c.Prefix6, Block: c.Block, Overlay: c.Overlay, VNI: c.VNI, Port: c.Port, MTU: c.MTU,
 		Masquerade: c.Masquerade, Internal: c.Internal, Bridge: c.Bridge, Gateway: c.Gateway, NoGateway: c.NoGateway,
 		DHCP: c.DHCP, LeaseTime: int64(c.LeaseTime / time.Second), Namespace: c.Namespace, Exclude: c.Exclude,
 		Pin: c.Pin, Source: sourceNodefile, NoSearch: c.NoSearch,

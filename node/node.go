@@ -389,7 +389,9 @@ func (n *Node) lookLocal() (overlay.Local, error) {
 		return l, err
 	}
 	l.Self = n.self
-	l.ServiceRange, l.Resolver = n.cfg.Services.Prefix, n.cfg.Services.DNS
+	s := n.cfg.Services
+	l.ServiceRange, l.Resolver = s.Prefix, s.DNS
+	l.ServiceRange6, l.Resolver6 = s.Prefix6, state.Twin(s.Prefix, s.Prefix6, s.DNS)
 	l.Advertise = n.cfg.Node.Advertise
 	if !l.Advertise.IsValid() {
 		l.Advertise = l.Underlay

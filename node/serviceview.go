@@ -50,10 +50,11 @@ func (n *Node) serviceNamed(ctx context.Context, name string) (*api.Service, err
 
 func serviceOf(sn *state.Snapshot, v *state.View, s *state.ServiceView) api.Service {
 	a := api.Service{
-		Name: s.Name, Namespace: s.Namespace, VIP: s.VIP, Headless: s.Headless, External: s.External,
-		Select: s.Selector, Source: s.Source, Ready: s.Ready(), Total: len(s.Backends), Backends: []api.ServiceBackend{},
+		Name: s.Name, Namespace: s.Namespace, VIP: s.VIP, VIP6: s.VIP6, Headless: s.Headless, External: s.External,
+		Select: s.Selector, Source: s.Source, Backends: []api.ServiceBackend{},
 		ServiceSettings: settingsOf(&s.Service),
 	}
+	a.Ready, a.Total = s.Count()
 	for _, p := range s.Ports {
 		a.Ports = append(a.Ports, api.ServicePort{
 			Name: p.Name, Protocol: p.Protocol, Port: p.Port, Last: p.Last, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,

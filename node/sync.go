@@ -75,16 +75,19 @@ func (n *Node) apply(sn *state.Snapshot) {
 	n.overlay.Set(plan)
 	n.lb.Set(v, n.lbLocal(v, l, plan))
 	n.setAnnounced(v)
-	n.dns.SetAddrs(n.dnsAddrs(v, l))
+	n.dns.SetAddrs(n.dnsAddrs(v, l, plan))
 	n.dns.Set(v)
 	n.dhcp.Set(n.scopes(v))
 }
 
 // dnsAddrs are the addresses that a server block without `bind` listens on.
-func (n *Node) dnsAddrs(v *state.View, l overlay.Local) []netip.Addr {
+func (n *Node) dnsAddrs(v *state.View, l overlay.Local, plan overlay.Plan) []netip.Addr {
 	addrs := []netip.Addr{l.Resolver, l.Advertise}
 	for i := range v.Networks {
 		addrs = append(addrs, gateways(&v.Networks[i])...)
+	}
+	if plan.Serves6(l.Resolver6) {
+		addrs = append(addrs, l.Resolver6)
 	}
 	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !a.IsValid() })
 	// The order stays: the first is the name server's own address.
@@ -116,8 +119,15 @@ func (n *Node) lbLocal(v *state.View, l overlay.Local, plan overlay.Plan) lb.Loc
 	out := lb.Local{
 		Self: n.self, Range: l.ServiceRange, Resolver: l.Resolver,
 		ClusterPrefixes: []netip.Prefix{l.ServiceRange}, NodeAddrs: n.hostAddrs,
+		Range6:        l.ServiceRange6,
 		NodePortFirst: n.cfg.Services.NodePorts.First, NodePortLast: n.cfg.Services.NodePorts.Last,
 		NoSCTP: !lb.TracksSCTP(),
+	}
+	if l.ServiceRange6.IsValid() {
+		out.ClusterPrefixes = append(out.ClusterPrefixes, l.ServiceRange6)
+	}
+	if plan.Serves6(l.Resolver6) {
+		out.Resolver6 = l.Resolver6
 	}
 	macs := map[string]net.HardwareAddr{}
 	for _, b := range plan.Bridges {
@@ -131,10 +141,13 @@ func (n *Node) lbLocal(v *state.View, l overlay.Local, plan overlay.Plan) lb.Loc
 	for _, nw := range v.Networks {
 		if !nw.Local() {
 			out.ClusterPrefixes = append(out.ClusterPrefixes, nw.Prefix)
+			if nw.Prefix6.IsValid() {
+				out.ClusterPrefixes = append(out.ClusterPrefixes, nw.Prefix6)
+			}
 		}
 		name := overlay.BridgeName(nw.Network)
 		out.Bridges = append(out.Bridges, lb.BridgeInfo{
-			Network: nw.Name, Name: name, MAC: macs[name], Prefix: nw.Prefix, Own: nw.Own,
+			Network: nw.Name, Name: name, MAC: macs[name], Prefix: nw.Prefix, Prefix6: nw.Prefix6, Own: nw.Dual(nw.Own),
 			Masquerade: nw.Masquerade, Internal: nw.Internal,
 		})
 	}

@@ -37,9 +37,11 @@ type AttachSpec struct {
 	IfName    string       // inside; empty: DefaultIfName
 	Addr      netip.Prefix // with the prefix length for the interface; zero: none
 	Gateway   netip.Addr   // zero: none
-	MAC       string       // inside; empty: derived from ID, never from the address
-	MTU       int          // bytes; 0: the bridge's
-	HostIf    string       // empty: HostIfName(ID)
+	Addr6     netip.Prefix // IPv6 beside Addr; zero: none
+	Gateway6  netip.Addr
+	MAC       string // inside; empty: derived from ID, never from the address
+	MTU       int    // bytes; 0: the bridge's
+	HostIf    string // empty: HostIfName(ID)
 	Mode      string
 	// DefaultRoute asks for a default route via Gateway. Without an address
 	// there are no routes: whoever brings the address (DHCP) brings them too.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -39,13 +40,21 @@ func setupInside(s *AttachSpec) error {
 	if err != nil {
 		return fmt.Errorf("find %s: %w", s.IfName, err)
 	}
-	if s.Addr.IsValid() {
-		a := &netlink.Addr{IPNet: ipNet(s.Addr)}
-		if s.Addr.Addr().Is6() {
+	if s.Addr6.IsValid() {
+		if err := inside6(s.IfName); err != nil {
+			return err
+		}
+	}
+	for _, p := range []netip.Prefix{s.Addr, s.Addr6} {
+		if !p.IsValid() {
+			continue
+		}
+		a := &netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
 			a.Flags = unix.IFA_F_NODAD // ipam knows that nobody else has it
 		}
 		if err := netlink.AddrReplace(l, a); err != nil {
-			return fmt.Errorf("add address %s to %s: %w", s.Addr, s.IfName, err)
+			return fmt.Errorf("add address %s to %s: %w", p, s.IfName, err)
 		}
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
@@ -53,16 +62,17 @@ func setupInside(s *AttachSpec) error {
 	}
 	for _, r := range insideRoutes(s) {
 		n := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(r), Scope: unix.RT_SCOPE_UNIVERSE}
-		if s.Gateway.IsValid() {
-			n.Gw = s.Gateway.AsSlice()
-			if !s.Addr.Masked().Contains(s.Gateway) {
+		addr, gateway := s.towards(r)
+		if gateway.IsValid() {
+			n.Gw = gateway.AsSlice()
+			if !addr.Masked().Contains(gateway) {
 				n.Flags = unix.RTNH_F_ONLINK
 			}
 		} else if r.Addr().Is4() {
 			n.Scope = unix.RT_SCOPE_LINK
 		}
 		if err := netlink.RouteReplace(n); err != nil {
-			return fmt.Errorf("add route %s via %s: %w", r, s.Gateway, err)
+			return fmt.Errorf("add route %s via %s: %w", r, gateway, err)
 		}
 	}
 	return nil
@@ -77,7 +87,33 @@ func insideRoutes(s *AttachSpec) []netip.Prefix {
 	if s.DefaultRoute && s.Gateway.IsValid() {
 		routes = append(routes, netip.PrefixFrom(zeroOf(s.Gateway), 0))
 	}
+	if s.DefaultRoute && s.Addr6.IsValid() && s.Gateway6.IsValid() {
+		routes = append(routes, netip.PrefixFrom(zeroOf(s.Gateway6), 0))
+	}
 	return routes
+}
+
+// towards returns the address and the gateway for a route.
+func (s *AttachSpec) towards(r netip.Prefix) (addr netip.Prefix, gateway netip.Addr) {
+	if r.Addr().Is6() && s.Addr6.IsValid() {
+		return s.Addr6, s.Gateway6
+	}
+	return s.Addr, s.Gateway
+}
+
+// inside6 prepares a device for an IPv6 address, before it is set up. IPv6 may
+// be off in namespaces that runtimes make. Duplicate address detection of the
+// link-local address would keep neighbours from finding each other for a
+// second or two; nobody else has the MAC that it is made of. Who had another
+// MAC for the address learns the new one by an advertisement (ndisc_notify).
+func inside6(ifName string) error {
+	for _, s := range []struct{ name, value string }{{"disable_ipv6", "0"}, {"accept_dad", "0"}, {"ndisc_notify", "1"}} {
+		path := "net/ipv6/conf/" + ifName + "/" + s.name
+		if err := os.WriteFile(sysctlFile(path), []byte(s.value), 0); err != nil {
+			return fmt.Errorf("set %s to %s for the IPv6 address of %s: %w", path, s.value, ifName, err)
+		}
+	}
+	return nil
 }
 
 func zeroOf(a netip.Addr) netip.Addr {
@@ -167,32 +203,32 @@ func checkInside(s *AttachSpec, peer int, differ func(string, ...any)) error {
 	if a.Flags&net.FlagUp == 0 {
 		differ("%s is down", s.IfName)
 	}
-	if s.Addr.IsValid() {
-		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, familyOf(s.Addr.Addr())) })
+	for _, want := range []netip.Prefix{s.Addr, s.Addr6} {
+		if !want.IsValid() {
+			continue
+		}
+		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, familyOf(want.Addr())) })
 		if err != nil {
 			return fmt.Errorf("list addresses of %s: %w", s.IfName, err)
 		}
-		if !slices.ContainsFunc(addrs, func(x netlink.Addr) bool { p, _ := prefixOf(x.IPNet); return p == s.Addr }) {
-			differ("%s has not got the address %s", s.IfName, s.Addr)
+		if !slices.ContainsFunc(addrs, func(x netlink.Addr) bool { p, _ := prefixOf(x.IPNet); return p == want }) {
+			differ("%s has not got the address %s", s.IfName, want)
 		}
 	}
-	family := unix.AF_INET
-	if s.Addr.Addr().Is6() {
-		family = unix.AF_INET6
-	}
-	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(l, family) })
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list routes of %s: %w", s.IfName, err)
 	}
 	for _, want := range insideRoutes(s) {
+		_, gateway := s.towards(want)
 		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
 			p := netip.PrefixFrom(zeroOf(want.Addr()), 0)
 			if r.Dst != nil {
 				p, _ = prefixOf(r.Dst)
 			}
-			return p == want.Masked() && addrOf(r.Gw) == s.Gateway
+			return p == want.Masked() && addrOf(r.Gw) == gateway
 		}) {
-			differ("there is no route %s via %s in %s", want, s.Gateway, s.NetnsPath)
+			differ("there is no route %s via %s in %s", want, gateway, s.NetnsPath)
 		}
 	}
 	return nil

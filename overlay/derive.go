@@ -22,7 +22,12 @@ type Local struct {
 	// ServiceRange is routed to lo for the node's own clients; zero: no route.
 	ServiceRange netip.Prefix
 	Resolver     netip.Addr // put on lo; zero: none
-	Advertise    netip.Addr // source towards ServiceRange for want of a gateway address; zero: Underlay
+	// ServiceRange6 is routed to a bridge with an IPv6 address, and Resolver6 is
+	// put there: the kernel makes a route to lo a refusal, and addresses of
+	// IPv6 on lo have neither a scope nor a label to know them by.
+	ServiceRange6 netip.Prefix
+	Resolver6     netip.Addr
+	Advertise     netip.Addr // source towards ServiceRange for want of a gateway address; zero: Underlay
 }
 
 const (
@@ -88,6 +93,7 @@ func Derive(v *state.View, l Local) Plan {
 		d.network(&v.Networks[i])
 	}
 	d.node()
+	d.node6()
 	d.dropDuplicates()
 	p.sort()
 	return p
@@ -124,7 +130,8 @@ func (d *deriver) network(n *state.NetworkView) {
 	if n.Local() && len(own) == 0 {
 		own = []netip.Prefix{n.Prefix}
 	}
-	src := d.l.Underlay
+	own = n.Dual(own)
+	src, src6 := d.l.Underlay, netip.Addr{}
 	if len(own) > 0 {
 		b := Bridge{Name: bridge, Network: n.Name, MTU: mtu, MAC: derivedMAC("bridge", string(d.l.Self)+" "+n.Name),
 			Blocks: slices.Clone(own)}
@@ -133,10 +140,10 @@ func (d *deriver) network(n *state.NetworkView) {
 			for _, block := range b.Blocks {
 				b.Addrs = append(b.Addrs, netip.PrefixFrom(Gateway(n.Network, block), block.Bits()))
 			}
-			src = b.Addrs[0].Addr()
+			src, src6 = b.Addrs[0].Addr(), b.addr6()
 		}
 		d.p.Bridges = append(d.p.Bridges, b)
-		d.bridgeSysctls(b, n.Prefix.Addr().Is4())
+		d.bridgeSysctls(b, n.Prefix.Addr().Is4() && !n.Prefix6.IsValid())
 	}
 	if n.Local() {
 		return
@@ -148,14 +155,19 @@ func (d *deriver) network(n *state.NetworkView) {
 	if usesVXLAN(&n.Network) {
 		d.vxlan(n, mtu)
 	}
-	d.peers(n, src)
+	if n.Prefix6.IsValid() {
+		d.p.Routes = append(d.p.Routes, Route{Prefix: n.Prefix6.Masked(), Type: Unreachable, Metric: unreachableMetric, Network: n.Name})
+	}
+	d.peers(n, src, src6)
 }
 
 // Gateway returns the bridge's address in a block: the network's Gateway when
 // it lies in the block, else the block's first address.
 func Gateway(n state.Network, block netip.Prefix) netip.Addr {
-	if n.Gateway.IsValid() && block.Contains(n.Gateway) {
-		return n.Gateway
+	for _, g := range []netip.Addr{n.Gateway, n.Twin(n.Gateway)} {
+		if g.IsValid() && block.Contains(g) {
+			return g
+		}
 	}
 	return block.Masked().Addr().Next()
 }
@@ -176,14 +188,14 @@ func (d *deriver) vxlan(n *state.NetworkView, mtu int) {
 }
 
 // peers plans the way to each block of the other nodes.
-func (d *deriver) peers(n *state.NetworkView, src netip.Addr) {
+func (d *deriver) peers(n *state.NetworkView, src, src6 netip.Addr) {
 	for i := range d.v.Nodes {
 		node := &d.v.Nodes[i]
 		if node.Self || node.ID == d.l.Self || node.State == state.Left || node.Left {
 			continue
 		}
 		remote := underlayOf(node)
-		used := false
+		used, used6 := false, false
 		for _, b := range node.Blocks {
 			if b.Network != n.Name {
 				continue
@@ -210,10 +222,17 @@ func (d *deriver) peers(n *state.NetworkView, src netip.Addr) {
 			}
 			d.p.Routes = append(d.p.Routes, r)
 			used = used || r.How == ViaVXLAN
+			if r6, ok := d.twinRoute(n, node, r, src6); ok {
+				d.p.Routes = append(d.p.Routes, r6)
+				used, used6 = used || r6.How == ViaVXLAN, used6 || r6.How == ViaVXLAN
+			}
 		}
 		if used {
 			dev, mac := VXLANName(n.Name), vtepMAC(node)
 			d.p.Neighbors = append(d.p.Neighbors, Neighbor{Dev: dev, Addr: nextHop(remote, mac), MAC: mac})
+			if local := linkLocal(mac); used6 && remote.Is4() && local.IsValid() {
+				d.p.Neighbors = append(d.p.Neighbors, Neighbor{Dev: dev, Addr: local, MAC: mac})
+			}
 			d.p.FDB = append(d.p.FDB, FDBEntry{Dev: dev, MAC: mac, Dst: remote})
 		}
 	}
@@ -362,9 +381,17 @@ func (d *deriver) dropDuplicates() {
 // address of its VTEP's MAC (RFC 4291, appendix A), since the kernel refuses
 // an IPv6 next hop that it would reach by another device.
 func nextHop(remote netip.Addr, mac string) netip.Addr {
+	if local := linkLocal(mac); remote.Is6() && local.IsValid() {
+		return local
+	}
+	return remote
+}
+
+// linkLocal returns the link-local address of a MAC; invalid: it is none.
+func linkLocal(mac string) netip.Addr {
 	m, err := net.ParseMAC(mac)
-	if remote.Is4() || err != nil {
-		return remote
+	if err != nil || len(m) != 6 {
+		return netip.Addr{}
 	}
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
 }

@@ -287,8 +287,7 @@ func (d *differ) sysctls(dev string) {
 		if s.Dev != dev {
 			continue
 		}
-		now, ok := d.obs.Sysctls[s.Path]
-		if fresh := dev != "" && d.gone[dev]; fresh || ok && now != s.Value {
+		if fresh := dev != "" && d.gone[dev]; fresh || s.applies(d.obs.Sysctls) {
 			d.plus("sysctl", "sysctl -w "+s.spec(), func(k Kernel) error { return k.SetSysctl(s) })
 		}
 	}

@@ -3,6 +3,7 @@ package overlay
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -228,6 +229,9 @@ func (k *netlinkKernel) AddAddr(dev string, p netip.Prefix) error {
 	a := &netlink.Addr{IPNet: ipNet(p)}
 	if p.Addr().Is6() {
 		a.Flags = unix.IFA_F_NODAD
+		if p.IsSingleIP() { // the resolver's: deprecated, so never a source (RFC 6724 section 5, rule 3)
+			a.ValidLft, a.PreferedLft = math.MaxUint32, 0
+		}
 	}
 	return k.h.AddrReplace(l, a)
 }

@@ -41,8 +41,8 @@ type Bridge struct {
 	Network string
 	MAC     string // given in the create request, so that udev leaves it alone
 	MTU     int
-	Addrs   []netip.Prefix // gateway addresses with the prefix length of their block
-	Blocks  []netip.Prefix // own blocks, parallel to Addrs unless there is no gateway
+	Addrs   []netip.Prefix // gateway addresses with the prefix length of their block, perhaps the resolver's IPv6 address
+	Blocks  []netip.Prefix // own blocks and their twins, parallel to the first Addrs unless there is no gateway
 }
 
 // VXLAN is a network's VXLAN device: no learning, no address, no flooding.
@@ -116,6 +116,15 @@ type Sysctl struct {
 	// Dev is the own device that the setting belongs to. Empty: it is the
 	// host's, and the former value is recorded before the first change.
 	Dev string
+	// From and Before, if set, are conditions: only the value From is changed,
+	// and only while the setting of path Before, also planned, is "0".
+	From, Before string
+}
+
+// applies reports whether a setting is to be changed, of those observed.
+func (s Sysctl) applies(have map[string]string) bool {
+	now, ok := have[s.Path]
+	return ok && now != s.Value && (s.From == "" || now == s.From) && (s.Before == "" || have[s.Before] == "0")
 }
 
 // Problem is something that the plan cannot do, with what to do about it.

@@ -15,14 +15,15 @@ import (
 //   - conf/all/send_redirects: a device sends redirects when either its own
 //     value or the one of "all" is set, so that 0 on the bridges needs 0 in
 //     "all". Other devices keep their own value and their behaviour.
+//   - IPv6 forwarding, where a network has IPv6. A host that forwards does not
+//     heed router advertisements any more, with accept_ra 1; an underlay device
+//     that did until now goes on by 2.
 func (d *deriver) hostSysctls() {
 	var v4, v6 bool
 	for i := range d.v.Networks {
-		if d.v.Networks[i].Prefix.Addr().Is4() {
-			v4 = true
-		} else {
-			v6 = true
-		}
+		n := &d.v.Networks[i]
+		v4 = v4 || n.Prefix.Addr().Is4()
+		v6 = v6 || n.Prefix.Addr().Is6() || n.Prefix6.IsValid()
 	}
 	if v4 {
 		d.p.Sysctls = append(d.p.Sysctls,
@@ -30,7 +31,11 @@ func (d *deriver) hostSysctls() {
 			Sysctl{Path: "net/ipv4/conf/all/send_redirects", Value: "0"})
 	}
 	if v6 {
-		d.p.Sysctls = append(d.p.Sysctls, Sysctl{Path: "net/ipv6/conf/all/forwarding", Value: "1"})
+		const forwarding = "net/ipv6/conf/all/forwarding"
+		if d.l.UnderlayDev != "" {
+			d.p.Sysctls = append(d.p.Sysctls, Sysctl{Path: "net/ipv6/conf/" + d.l.UnderlayDev + "/accept_ra", Value: "2", From: "1", Before: forwarding})
+		}
+		d.p.Sysctls = append(d.p.Sysctls, Sysctl{Path: forwarding, Value: "1"})
 	}
 }
 
@@ -47,6 +52,8 @@ func (d *deriver) hostSysctls() {
 //     workload without a default route does not answer.
 //   - disable_ipv6 on a v4 network: the bridge gets no link-local address and
 //     joins no groups; frames of IPv6 still pass between its ports.
+//   - accept_dad 0 otherwise: while its link-local address is tentative, the
+//     workloads do not find the bridge for sure.
 func (d *deriver) bridgeSysctls(b Bridge, v4 bool) {
 	set := func(path, value string) {
 		d.p.Sysctls = append(d.p.Sysctls, Sysctl{Path: path, Value: value, Dev: b.Name})
@@ -59,7 +66,9 @@ func (d *deriver) bridgeSysctls(b Bridge, v4 bool) {
 	if v4 {
 		set("net/ipv6/conf/"+b.Name+"/disable_ipv6", "1")
 	} else {
+		set("net/ipv6/conf/"+b.Name+"/disable_ipv6", "0")
 		set("net/ipv6/conf/"+b.Name+"/accept_ra", "0")
+		set("net/ipv6/conf/"+b.Name+"/accept_dad", "0")
 	}
 }
 
@@ -117,10 +126,10 @@ func (s sysctlLog) record(p *Plan, obs *Observed) error {
 	var changes map[string]sysctlChange
 	dirty := false
 	for _, c := range p.Sysctls {
-		now, ok := obs.Sysctls[c.Path]
-		if c.Dev != "" || !ok || now == c.Value {
+		if c.Dev != "" || !c.applies(obs.Sysctls) {
 			continue
 		}
+		now := obs.Sysctls[c.Path]
 		if changes == nil {
 			var err error
 			if changes, err = s.load(); err != nil {

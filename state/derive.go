@@ -124,6 +124,11 @@ func (d *derivation) sort(edits []edit) {
 			if _, ok := d.old.gone.epochs[id.Owner]; ok {
 				d.gone = true
 			}
+			if id.Owner == d.Self && serviceRanges(e.old) != serviceRanges(e.new) {
+				for s := range d.old.Services() {
+					d.services[s.Key()] = true // they may have other twins
+				}
+			}
 		case KindBlock:
 			d.nodes[id.Owner], d.judge = true, true
 		case KindRing:
@@ -186,6 +191,14 @@ func valueOf[T any](r *Record) (*T, bool) {
 	}
 	v, ok := r.val.(*T)
 	return v, ok
+}
+
+// serviceRanges are those that a node's record names.
+func serviceRanges(r *Record) (both [2]netip.Prefix) {
+	if n, ok := valueOf[Node](r); ok {
+		both = [2]netip.Prefix{n.ServiceRange, n.ServiceRange6}
+	}
+	return both
 }
 
 func local(r *Record) bool {

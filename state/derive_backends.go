@@ -58,7 +58,12 @@ func (d *derivation) backends(sv *ServiceView) {
 		}
 	}
 	for e := range d.selected(sv) {
-		add(d.backend(sv, e), 0)
+		b := d.backend(sv, e)
+		add(b, 0)
+		if b.Addr = e.twin(); b.Addr.IsValid() {
+			b.Targets = slices.Clone(b.Targets)
+			add(b, 0) // one backend to operators and checks, by its key
+		}
 	}
 	explicit := func(x *Backend) {
 		b := BackendOf{Key: BackendKey(x.Addr, x.Port), Addr: x.Addr, Hostname: x.Hostname, Ready: true, Weight: weight(x.Weight), Targets: make([]uint16, len(sv.Ports))}

@@ -3,6 +3,7 @@ package state
 import (
 	"cmp"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -53,7 +54,7 @@ func (d *derivation) endpointsStep() {
 		if is != nil {
 			d.View.endpoints.put(is)
 			d.View.byOwner.put(is)
-			if len(is.Addrs) > 1 {
+			if is.several() {
 				d.View.several.put(is)
 			}
 			for label := range is.Labels {
@@ -65,6 +66,23 @@ func (d *derivation) endpointsStep() {
 			d.changed.endpoints = append(d.changed.endpoints, ref)
 		}
 	}
+}
+
+// twin is the endpoint's first IPv6 address, when that is not its first
+// address at all; invalid: none.
+func (e *EndpointView) twin() netip.Addr {
+	for _, a := range e.Addrs[min(1, len(e.Addrs)):] {
+		if a.Is6() && e.Addrs[0].Is4() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// several reports whether more than the first address may lie in a block:
+// twins do not, they go where the first one goes.
+func (e *EndpointView) several() bool {
+	return len(e.Addrs) > 1 && slices.ContainsFunc(e.Addrs[1:], netip.Addr.Is4)
 }
 
 // endpointsOfOwners notes the endpoints of the nodes that are noted, with the

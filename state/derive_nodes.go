@@ -175,11 +175,20 @@ func (d *derivation) networksStep() {
 	d.namespace = namespace
 }
 
+func orNone(p netip.Prefix) string {
+	if !p.IsValid() {
+		return "none"
+	}
+	return p.String()
+}
+
 // networkDiff names the first thing in which two definitions cannot work together.
 func networkDiff(a, b *Network) string {
 	switch {
 	case a.Prefix != b.Prefix:
 		return fmt.Sprintf("prefix %s here, %s there", a.Prefix, b.Prefix)
+	case a.Prefix6 != b.Prefix6:
+		return fmt.Sprintf("IPv6 prefix %s here, %s there", orNone(a.Prefix6), orNone(b.Prefix6))
 	case a.Overlay != b.Overlay:
 		return fmt.Sprintf("overlay %s here, %s there", a.Overlay, b.Overlay)
 	case a.VNI != b.VNI:

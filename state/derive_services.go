@@ -138,9 +138,16 @@ func (d *derivation) service(key string) (*ServiceView, *Conflict) {
 	if outside != nil {
 		sv.VIP = netip.Addr{}
 	}
-	sv.claim = sv.VIP
+	sv.claim, sv.VIP6 = sv.VIP, d.vipTwin(sv.VIP)
 	d.backends(sv)
 	return sv, differ
+}
+
+// vipTwin returns the IPv6 address of a service with a VIP, by the ranges of
+// this node; invalid: none.
+func (d *derivation) vipTwin(vip netip.Addr) netip.Addr {
+	both := serviceRanges(d.sn.tables.get(ID{Class: Owner, Kind: KindNode, Owner: d.Self, Key: "self"}))
+	return Twin(both[0], both[1], vip)
 }
 
 // winner returns the declaration of a service that counts, or nil, and the
@@ -318,7 +325,7 @@ func (d *derivation) settle(a netip.Addr) {
 		d.vipConflicts = setConflict(d.vipConflicts, s.Namespace, s.Name, lost)
 		if s.VIP != vip {
 			t := *s
-			t.VIP = vip
+			t.VIP, t.VIP6 = vip, d.vipTwin(vip)
 			d.View.services.put(&t)
 			d.services[s.Key()] = true
 		}
@@ -332,7 +339,7 @@ func (s *ServiceView) equal(o *ServiceView) bool {
 
 // shows reports whether two views of a service show the same.
 func (s *ServiceView) shows(o *ServiceView) bool {
-	return s.VIP == o.VIP && slices.EqualFunc(s.Backends, o.Backends, func(a, b BackendOf) bool {
+	return s.VIP == o.VIP && s.VIP6 == o.VIP6 && slices.EqualFunc(s.Backends, o.Backends, func(a, b BackendOf) bool {
 		return a.Addr == b.Addr && a.Hostname == b.Hostname && a.Endpoint == b.Endpoint && a.Node == b.Node &&
 			a.Ready == b.Ready && a.Why == b.Why && a.Weight == b.Weight && a.Draining == b.Draining && a.Failed == b.Failed && slices.Equal(a.Targets, b.Targets) &&
 			a.Key == b.Key && a.Declared == b.Declared && a.Step == b.Step && a.By == b.By

@@ -30,6 +30,10 @@ type Node struct {
 	// owner of an external address is elected. An interface without carrier
 	// is on none.
 	LANs []LAN `cbor:"15,keyasint,omitempty"`
+	// ServiceRange is the range of service addresses as the node was told, and
+	// ServiceRange6 the IPv6 one beside it, if any: see Twin.
+	ServiceRange  netip.Prefix `cbor:"17,keyasint,omitempty"`
+	ServiceRange6 netip.Prefix `cbor:"16,keyasint,omitempty"`
 }
 
 // LAN is an address of a node's interface with the prefix of its segment.
@@ -173,6 +177,7 @@ type Network struct {
 	Pin        netip.Prefix   `cbor:"18,keyasint,omitempty"` // this node's first block
 	Source     string         `cbor:"19,keyasint,omitempty"` // "nodefile" or "cni"
 	NoSearch   bool           `cbor:"20,keyasint,omitempty"` // DNS leaves its workloads' questions as they are
+	Prefix6    netip.Prefix   `cbor:"21,keyasint,omitempty"` // IPv6 beside Prefix, see Twin; zero: IPv4 only
 }
 
 // Local reports whether each node uses the whole prefix by itself, so that

@@ -218,15 +218,32 @@ type BackendOf struct {
 	Failed bool
 }
 
-// Ready returns how many backends are ready.
+// Ready returns how many backends are ready; an endpoint with addresses of
+// both IP versions is one.
 func (s *ServiceView) Ready() int {
-	n := 0
-	for _, b := range s.Backends {
+	ready, _ := s.Count()
+	return ready
+}
+
+// Count returns how many backends there are, and how many of them are ready.
+func (s *ServiceView) Count() (ready, all int) {
+	dual := make(map[[2]string]bool)
+	for i := range s.Backends { // IPv4 first
+		b := &s.Backends[i]
+		at := [2]string{string(b.Node), b.Endpoint}
+		switch {
+		case b.Endpoint == "":
+		case b.Addr.Is4():
+			dual[at] = true
+		case dual[at]:
+			continue
+		}
+		all++
 		if b.Ready {
-			n++
+			ready++
 		}
 	}
-	return n
+	return ready, all
 }
 
 // Conflict is something that records disagree on. The view uses Winner.

@@ -1,0 +1,91 @@
+package labs
+
+import (
+	"testing"
+
+	"nodenet/lab"
+	"nodenet/test/scenario"
+)
+
+// TestDualStack: with an IPv6 range beside each IPv4 one, workloads, services,
+// node ports and published ports have both, and a client on a third node
+// reaches them over IPv6 by name.
+func TestDualStack(t *testing.T) {
+	for _, overlay := range []string{"vxlan", "auto"} {
+		t.Run(overlay, func(t *testing.T) { dualStack(t, overlay) })
+	}
+}
+
+func dualStack(t *testing.T, overlay string) {
+	s := scenario.New(t)
+	s.Up(lab.Options{Name: "dual", Nodes: 3, Nodefile: `network pods 10.244.0.0/16 fd00:10:244::/112 {
+    overlay ` + overlay + `
+    masquerade
+}
+services 10.96.0.0/12 fd00:10:96::/108 {
+    dns 10.96.0.10
+}
+service web.default {
+    vip 10.96.0.20
+    port 80:8080 nodeport 30080
+    select app=web
+}
+service empty.default {
+    vip 10.96.0.21
+    port 80
+}
+`})
+	web := s.Workload(1, "web", "--label app=web --publish 8081:8080")
+	web.Serve(8080)
+	web6 := s.Match(web.Run("ip -6 -br address show dev eth0 scope global"), `(fd00:10:244::[0-9a-f:]+)/120`)
+	near := s.Workload(1, "near", "")
+	far := s.Workload(3, "far", "")
+
+	s.Want(s.Run("node1", "nodectl endpoints"), `^web.*`+web6)
+	until(s, "node3", "nodectl endpoints", `^web.*`+web6)
+	until(s, "node3", "nodectl service show web", `fd00:10:96::14`)
+
+	// Names, both ways.
+	s.Want(far.Run("dig +short AAAA web.default.svc.cluster.local"), `^fd00:10:96::14$`)
+	s.Want(far.Run("dig +short A web.default.svc.cluster.local"), `^10\.96\.0\.20$`)
+	s.Want(far.Run("dig +short -x fd00:10:96::14"), `^web\.default\.svc\.cluster\.local\.$`)
+	s.Want(far.Run("dig +short AAAA web.default.pod.cluster.local"), `^`+web6+`$`)
+	s.Want(far.Run("dig +short -x "+web6), `^web\.`)
+	s.Want(far.Run("dig +short AAAA web.default.svc.cluster.local @fd00:10:96::a"), `^fd00:10:96::14$`)
+
+	// The workload itself, from its bridge and from another node.
+	s.Want(near.Run("ping -6 -q -c 1 -W 2 "+web6), "1 received")
+	s.Want(far.Run("ping -6 -q -c 1 -W 2 "+web6), "1 received")
+	s.Want(far.Run("ping -6 -q -c 1 -W 2 fd00:10:96::14"), "1 received")
+	far6 := s.Match(far.Run("ip -6 -br address show dev eth0 scope global"), `(fd00:10:244::[0-9a-f:]+)/120`)
+	s.Want(far.Run(curl+"http://["+web6+"]:8080/"), `^web saw `+far6+`$`)
+
+	// The service, by name: from another node, from the bridge, from itself,
+	// from the nodes themselves.
+	const url = "http://web.default.svc.cluster.local/"
+	s.Want(far.Run(curl+"-6 "+url), `^web saw `+far6+`$`)
+	s.Want(far.Run(curl+"-4 "+url), `^web saw `+far.Addr+`$`)
+	s.Want(near.Run(curl+"-6 "+url), `^web saw fd00:10:244::`)
+	s.Want(web.Run(curl+"-6 "+url), `^web saw fd00:10:244::`)
+	for _, node := range []string{"node1", "node3"} {
+		s.Want(s.Run(node, curl+"http://[fd00:10:96::14]/"), `^web saw fd00:10:244::`)
+	}
+	s.Want(far.Fail(curl+"http://[fd00:10:96::15]/"), `(?i)refused|failed to connect`)
+
+	// Ports of the node: its bridge has an IPv6 address, and loopback.
+	s.Want(far.Run(curl+"http://[fd00:10:244::1]:30080/"), `^web saw `)
+	s.Want(near.Run(curl+"http://[fd00:10:244::1]:8081/"), `^web saw `)
+	s.Want(s.Run("node1", curl+"http://[::1]:8081/"), `^web saw `)
+
+	// What a person sees.
+	s.Want(s.Run("node3", "nodectl lb trace --from "+far6+" [fd00:10:96::14]:80/tcp"), `accept|`+web6)
+	s.Want(s.Run("node3", "nodectl status"), `(?m)^overlay +ok`, `(?m)^lb +ok`)
+
+	// A restart changes nothing and takes nothing away.
+	before := s.Run("node3", "ip -6 route show proto 78")
+	s.Want(before, `fd00:10:96::/108 dev nn-pods`, `fd00:10:244::[0-9a-f:]*/120 via fe80::`)
+	web.Detach()
+	until(s, "node3", "dig +short AAAA web.default.pod.cluster.local @10.96.0.10", `^$`)
+	near.Detach()
+	far.Detach()
+}
