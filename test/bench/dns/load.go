@@ -39,7 +39,9 @@ func flows(port, n, window int) (out []*flow, err error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, &flow{conn: c, in: batch.NewReader(raw, window, 4096), out: batch.NewWriter(raw, window, 512), last: time.Now()})
+		f := &flow{conn: c, in: batch.NewReader(raw, window, 4096), out: batch.NewWriter(raw, window, 512), last: time.Now()}
+		f.out.Singly() // as clients send
+		out = append(out, f)
 	}
 	return out, nil
 }
