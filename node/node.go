@@ -87,6 +87,7 @@ type Node struct {
 	applied   func() uint64 // the revision that workloads can rely on; see settle
 	attaching inflight      // endpoint IDs being attached or detached
 	checked   healthTable
+	flows     flowTable
 	declared  chan struct{} // closed once our own records are written
 	leaving   atomic.Bool   // the address space is being handed over: nothing is allocated
 	restored  atomic.Bool   // see restoredFile
@@ -231,7 +232,7 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		Advertise: n.local.Advertise, Bind: n.local.Advertise,
 		GossipPort: n.cfg.Cluster.GossipPort, SyncPort: n.cfg.Cluster.SyncPort,
 		Join: n.cfg.Cluster.Join, Handlers: map[string]gossip.Handler{
-			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget,
+			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget, methodConns: n.serveConns,
 		},
 		Logger: n.log.With("part", "gossip"), Registry: reg,
 	})
@@ -291,6 +292,7 @@ func (n *Node) run(ctx context.Context) error {
 		{"space", n.runSpace},
 		{"health", n.runHealth},
 		{"upkeep", n.runUpkeep},
+		{"drains", n.runDrains},
 		{"obey", n.runObey},
 		{"restored", n.runRestored},
 		{"api", srv.run},
