@@ -78,6 +78,11 @@ func specView() *state.View {
 			Name: fmt.Sprintf("c%d.cluster.local", i), Type: "CNAME", Target: fmt.Sprintf("c%d.cluster.local", i+1),
 		})
 	}
+	weighted := func(a, host string, weight uint16) state.BackendOf {
+		b := backend(a, host, true, 80)
+		b.Weight = weight
+		return b
+	}
 	return state.NewView(state.View{
 		Rev: 7, Self: "n1",
 		Nodes: []state.NodeView{
@@ -101,6 +106,10 @@ func specView() *state.View {
 		{Service: state.Service{Namespace: "apps", Name: "waiting", Ports: []state.ServicePort{port("http", "tcp", 80)}}},
 		{Service: state.Service{Namespace: "apps", Name: "out", External: "Target.Example.Org"}},
 		{Service: state.Service{Namespace: "apps", Name: "in", External: "web.apps.svc.cluster.local."}},
+		{
+			Service:  state.Service{Namespace: "data", Name: "shares", Headless: true, Ports: []state.ServicePort{port("http", "tcp", 80)}},
+			Backends: []state.BackendOf{weighted("10.244.1.50", "one", 1), weighted("10.244.1.51", "three", 3), weighted("10.244.1.52", "much", 256)},
+		},
 		{
 			Service: state.Service{Namespace: "data", Name: "db", Headless: true, Ports: []state.ServicePort{port("sql", "tcp", 3306), port("metrics", "tcp", 9104)}},
 			Backends: []state.BackendOf{
@@ -170,6 +179,7 @@ func TestStatements(t *testing.T) {
 		{"", "2.4.1 none is ready", "asleep.data.svc A", "NXDOMAIN"},
 		{"", "2.4.1 none at all", "none.data.svc A", "NXDOMAIN"},
 		{"", "2.4.2 SRV: N endpoints by M ports", "_sql._tcp.db.data.svc SRV", "_sql._tcp.db.data.svc SRV 0 33 3306 db-0.db.data.svc\n_sql._tcp.db.data.svc SRV 0 33 3307 db-1.db.data.svc\n_sql._tcp.db.data.svc SRV 0 33 3306 10-244-1-23.db.data.svc\n+\ndb-0.db.data.svc A 10.244.1.20\ndb-0.db.data.svc AAAA 2001:db8:1::20\ndb-1.db.data.svc A 10.244.1.21\n10-244-1-23.db.data.svc A 10.244.1.23"},
+		{"", "2.4.2 SRV: weights of backends that are not equal", "_http._tcp.shares.data.svc SRV", "_http._tcp.shares.data.svc SRV 0 1 80 one.shares.data.svc\n_http._tcp.shares.data.svc SRV 0 1 80 three.shares.data.svc\n_http._tcp.shares.data.svc SRV 0 98 80 much.shares.data.svc\n+\none.shares.data.svc A 10.244.1.50\nthree.shares.data.svc A 10.244.1.51\nmuch.shares.data.svc A 10.244.1.52"},
 		{"", "2.4.2 not of an endpoint without that port", "_metrics._tcp.db.data.svc SRV", "_metrics._tcp.db.data.svc SRV 0 50 9104 db-0.db.data.svc\n_metrics._tcp.db.data.svc SRV 0 50 9104 10-244-1-23.db.data.svc\n+\ndb-0.db.data.svc A 10.244.1.20\ndb-0.db.data.svc AAAA 2001:db8:1::20\n10-244-1-23.db.data.svc A 10.244.1.23"},
 		{"", "2.4.2 of one endpoint", "_sql._tcp.db-1.db.data.svc SRV", "_sql._tcp.db-1.db.data.svc SRV 0 100 3307 db-1.db.data.svc\n+\ndb-1.db.data.svc A 10.244.1.21"},
 		{"", "2.4.2 unnamed ports: of the bare name only", "mute.data.svc SRV", "mute.data.svc SRV 0 100 80 m-0.mute.data.svc\n+\nm-0.mute.data.svc A 10.244.1.40\nm-0.mute.data.svc A 10.244.1.41"},

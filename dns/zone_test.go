@@ -166,6 +166,7 @@ func drawViewOf(t *rapid.T, names ...string) *state.View {
 			for range s.Ports {
 				b.Targets = append(b.Targets, rapid.Uint16().Draw(t, "target port"))
 			}
+			b.Weight = rapid.SampledFrom([]uint16{1, 1, 2}).Draw(t, "weight")
 			s.Backends = append(s.Backends, b)
 		}
 		slices.SortStableFunc(s.Backends, func(a, b state.BackendOf) int { return a.Addr.Compare(b.Addr) })

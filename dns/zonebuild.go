@@ -67,9 +67,9 @@ func (b *sources) named(name string, l layer, qtype uint16, target string) {
 	}
 }
 
-func (b *sources) srv(name, target string, port uint16) {
+func (b *sources) srv(name, target string, port, share uint16) {
 	if len(target) <= maxName {
-		b.record(name, layerDerived, wire.TypeSRV, srvData(port, target))
+		b.record(name, layerDerived, wire.TypeSRV, srvData(port, share, target))
 	}
 }
 
@@ -181,7 +181,7 @@ func sameService(a, b *state.ServiceView) bool {
 
 // sameNames reports whether two backends make the same names.
 func sameNames(a, b state.BackendOf) bool {
-	return a.Addr == b.Addr && a.Ready == b.Ready && a.Hostname == b.Hostname && slices.Equal(a.Targets, b.Targets)
+	return a.Addr == b.Addr && a.Ready == b.Ready && a.Hostname == b.Hostname && a.Weight == b.Weight && slices.Equal(a.Targets, b.Targets)
 }
 
 // serviceName makes the records of a service's own name in one zone; in the
@@ -196,9 +196,9 @@ func (b *sources) serviceName(s *state.ServiceView, name string, first bool) {
 	case !s.Headless && s.VIP.IsValid():
 		b.address(name, layerDerived, s.VIP)
 		for _, p := range s.Ports {
-			b.srv(name, name, p.Port)
+			b.srv(name, name, p.Port, 1)
 			if pn := portName(p.Name, p.Protocol); pn != "" {
-				b.srv(pn+"."+name, name, p.Port)
+				b.srv(pn+"."+name, name, p.Port, 1)
 			}
 		}
 		if first {
@@ -229,14 +229,14 @@ func (b *sources) backend(s *state.ServiceView, be *state.BackendOf, name string
 		}
 		pn := portName(p.Name, p.Protocol)
 		if s.Headless {
-			b.srv(name, target, be.Targets[j])
+			b.srv(name, target, be.Targets[j], be.Weight)
 			if pn != "" {
-				b.srv(pn+"."+name, target, be.Targets[j])
+				b.srv(pn+"."+name, target, be.Targets[j], be.Weight)
 			}
 		}
-		b.srv(target, target, be.Targets[j])
+		b.srv(target, target, be.Targets[j], 1)
 		if pn != "" {
-			b.srv(pn+"."+target, target, be.Targets[j])
+			b.srv(pn+"."+target, target, be.Targets[j], 1)
 		}
 	}
 }
