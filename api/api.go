@@ -179,6 +179,7 @@ type Publish struct {
 	HostAddr netip.Addr `json:"hostAddr,omitzero"` // zero: every local address
 	Protocol string     `json:"protocol"`
 	HostPort uint16     `json:"hostPort"`
+	Last     uint16     `json:"last,omitempty"` // of a range of host ports that begins with HostPort
 	Target   netip.Addr `json:"target"`
 	Port     uint16     `json:"port"`
 	Endpoint string     `json:"endpoint,omitempty"`

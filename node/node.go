@@ -58,6 +58,7 @@ type Node struct {
 	opts     Options
 	log      *slog.Logger
 	cfg      *config.Config
+	newest   *config.Config // as declared last; runDeclare's own
 	identity *gossip.Identity
 	self     state.NodeID
 	epoch    uint64
@@ -83,7 +84,12 @@ type Node struct {
 
 	mu    sync.Mutex
 	local overlay.Local // what the host's own interfaces say
+	// Published ports of the Nodefile that gave way, and processes whose port
+	// is ours; see ports.go.
+	withheld, shadowed []portConflict
 
+	sockets   hostSockets   // nil: ports are not compared with those of the host's processes
+	redeclare chan struct{} // asks runDeclare to declare what was withheld
 	applied   func() uint64 // the revision that workloads can rely on; see settle
 	attaching inflight      // endpoint IDs being attached or detached
 	checked   healthTable
@@ -118,7 +124,7 @@ func open(o Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: o, log: o.Logger, cfg: cfg, dir: cfg.Node.StateDir, started: time.Now(), bootID: randomID(),
-		declared: make(chan struct{}), leave: make(chan struct{}),
+		declared: make(chan struct{}), leave: make(chan struct{}), redeclare: make(chan struct{}, 1), sockets: kernelSockets{},
 	}
 	n.applied = n.appliedByAll
 	if err := n.openAll(); err != nil {
@@ -293,6 +299,7 @@ func (n *Node) run(ctx context.Context) error {
 		{"health", n.runHealth},
 		{"upkeep", n.runUpkeep},
 		{"drains", n.runDrains},
+		{"ports", n.runPorts},
 		{"obey", n.runObey},
 		{"restored", n.runRestored},
 		{"api", srv.run},

@@ -139,6 +139,9 @@ func (n *Node) subsystems(v *state.View) []api.SubsystemStatus {
 		{Name: "dhcp", OK: h.OK, Desired: v.Rev, Applied: h.Applied, Detail: h.Detail, Error: h.Error, Fix: h.Fix},
 		{Name: "gossip", OK: g.OK, Desired: v.Rev, Applied: v.Rev, Detail: g.Detail, Error: g.Error, Fix: g.Fix},
 	}
+	if s, ok := n.portStatus(v.Rev); ok {
+		parts = append(parts, s)
+	}
 	if err := n.store.SaveError(); err != nil {
 		parts = append(parts, api.SubsystemStatus{
 			Name: "state", Desired: v.Rev, Applied: v.Rev, Error: "the last write failed, nothing new can be accepted: " + err.Error(),

@@ -90,6 +90,20 @@ type Publish struct {
 	Port     uint16     `cbor:"5,keyasint"`
 	Endpoint string     `cbor:"6,keyasint,omitempty"` // removed with this endpoint
 	Source   string     `cbor:"7,keyasint,omitempty"` // "nodefile", "command", "cni"
+	// Last is the last port of a range that begins with HostPort; 0: one port.
+	// A port of the range goes to the port as far from Port as it is from
+	// HostPort.
+	Last uint16 `cbor:"8,keyasint,omitempty"`
+}
+
+// LastPort is the last host port of a published port or range.
+func (p Publish) LastPort() uint16 { return max(p.HostPort, p.Last) }
+
+// Overlaps reports whether two published ports of one node claim the same
+// port of the same address.
+func (p Publish) Overlaps(o Publish) bool {
+	return p.Protocol == o.Protocol && p.HostPort <= o.LastPort() && o.HostPort <= p.LastPort() &&
+		(p.HostAddr == o.HostAddr || !p.HostAddr.IsValid() || !o.HostAddr.IsValid())
 }
 
 // Key returns the record key of a published port.
@@ -97,6 +111,9 @@ func (p Publish) Key() string {
 	host := "*"
 	if p.HostAddr.IsValid() {
 		host = p.HostAddr.String()
+	}
+	if p.Last > p.HostPort {
+		return fmt.Sprintf("%s:%d-%d/%s", host, p.HostPort, p.Last, p.Protocol)
 	}
 	return fmt.Sprintf("%s:%d/%s", host, p.HostPort, p.Protocol)
 }
