@@ -13,7 +13,8 @@ import (
 //
 //	A, AAAA           the address
 //	PTR, CNAME, NS    the name
-//	SRV               port, share and target; priority is 0, weights are the shares in percent
+//	SRV               port, weight and target; priority is 0; with a weight of 0 it
+//	                  follows from the set
 //	TXT               the strings
 //	SOA               nothing, it follows from the zone
 //
@@ -37,18 +38,11 @@ func addressData(a netip.Addr) (qtype uint16, data string) {
 // nameData packs a name that is known to be valid.
 func nameData(name string) string { return string(appendName(make([]byte, 0, 64), name)) }
 
-// srvData packs the data of an SRV record. share is 1 to 256; 0 stands for 1.
-func srvData(port, share uint16, target string) string {
+// srvData packs the data of an SRV record.
+func srvData(port, weight uint16, target string) string {
 	b := binary.BigEndian.AppendUint16(make([]byte, 0, 64), port)
-	return string(appendName(append(b, byte(min(max(share, 1), 256)-1)), target))
+	return string(appendName(binary.BigEndian.AppendUint16(b, weight), target))
 }
-
-// srvTarget is where the target begins in the data of an SRV record, behind
-// port and share.
-const srvTarget = 3
-
-// shareOf is the share of an SRV record.
-func shareOf(item string) int { return int(item[2]) + 1 }
 
 // appendName packs a fully qualified name.
 func appendName(b []byte, name string) []byte {
@@ -80,7 +74,7 @@ func itemLen(qtype uint16, data string) int {
 	case wire.TypeTXT, wire.TypeSOA:
 		return len(data)
 	case wire.TypeSRV:
-		n = srvTarget
+		n = 4
 	}
 	for data[n] != 0 {
 		n += 1 + int(data[n])
@@ -131,12 +125,7 @@ func (z *Zone) records(name string, s *rrset) []wire.RR {
 	if s.qtype == wire.TypeSOA {
 		return []wire.RR{z.soa(name)}
 	}
-	n, shares := s.len(), 0
-	if s.qtype == wire.TypeSRV {
-		for item := range s.items {
-			shares += shareOf(item)
-		}
-	}
+	n := s.len()
 	h := wire.RR_Header{Name: name, Rrtype: s.qtype, Class: wire.ClassINET, Ttl: z.opt.ttl}
 	out := make([]wire.RR, 0, min(n, maxRecords))
 	for item := range s.items {
@@ -157,9 +146,12 @@ func (z *Zone) records(name string, s *rrset) []wire.RR {
 		case wire.TypeTXT:
 			out = append(out, &wire.TXT{Hdr: h, Txt: []string{item[1:]}})
 		case wire.TypeSRV:
+			weight := binary.BigEndian.Uint16([]byte(item[2:]))
+			if weight == 0 {
+				weight = uint16(max(1, 100/n))
+			}
 			out = append(out, &wire.SRV{
-				Hdr: h, Weight: uint16(max(1, 100*shareOf(item)/shares)),
-				Port: binary.BigEndian.Uint16([]byte(item)), Target: textName(item[srvTarget:]),
+				Hdr: h, Weight: weight, Port: binary.BigEndian.Uint16([]byte(item)), Target: textName(item[4:]),
 			})
 		}
 	}

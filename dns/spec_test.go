@@ -57,6 +57,8 @@ func specView() *state.View {
 	}
 	aliased := endpoint("apps", "cache", true, "10.244.1.9", "2001:db8:1::9")
 	aliased.Aliases = []string{"redis"}
+	weighted := func(b state.BackendOf, w uint16) state.BackendOf { b.Weight = w; return b }
+	draining := func(b state.BackendOf) state.BackendOf { b.Draining = true; return b }
 	lease := endpoint("default", "Printer.lan", true, "10.244.2.77")
 	lease.Lease = true
 	statics := []state.Name{
@@ -77,11 +79,6 @@ func specView() *state.View {
 		statics = append(statics, state.Name{
 			Name: fmt.Sprintf("c%d.cluster.local", i), Type: "CNAME", Target: fmt.Sprintf("c%d.cluster.local", i+1),
 		})
-	}
-	weighted := func(a, host string, weight uint16) state.BackendOf {
-		b := backend(a, host, true, 80)
-		b.Weight = weight
-		return b
 	}
 	return state.NewView(state.View{
 		Rev: 7, Self: "n1",
@@ -107,10 +104,6 @@ func specView() *state.View {
 		{Service: state.Service{Namespace: "apps", Name: "out", External: "Target.Example.Org"}},
 		{Service: state.Service{Namespace: "apps", Name: "in", External: "web.apps.svc.cluster.local."}},
 		{
-			Service:  state.Service{Namespace: "data", Name: "shares", Headless: true, Ports: []state.ServicePort{port("http", "tcp", 80)}},
-			Backends: []state.BackendOf{weighted("10.244.1.50", "one", 1), weighted("10.244.1.51", "three", 3), weighted("10.244.1.52", "much", 256)},
-		},
-		{
 			Service: state.Service{Namespace: "data", Name: "db", Headless: true, Ports: []state.ServicePort{port("sql", "tcp", 3306), port("metrics", "tcp", 9104)}},
 			Backends: []state.BackendOf{
 				backend("10.244.1.20", "db-0", true, 3306, 9104), backend("10.244.1.21", "DB-1", true, 3307, 0),
@@ -121,6 +114,19 @@ func specView() *state.View {
 		{
 			Service:  state.Service{Namespace: "data", Name: "asleep", Headless: true, Ports: []state.ServicePort{port("sql", "tcp", 3306)}},
 			Backends: []state.BackendOf{backend("10.244.1.22", "db-2", false, 3306)},
+		},
+		{
+			Service: state.Service{Namespace: "data", Name: "canary", Headless: true, Ports: []state.ServicePort{port("sql", "tcp", 3306)}},
+			Backends: []state.BackendOf{
+				weighted(backend("10.244.1.50", "c-0", true, 3306), 99), weighted(backend("10.244.1.51", "c-1", true, 3306), 1),
+				weighted(draining(backend("10.244.1.52", "c-2", false, 3306)), 7),
+			},
+		},
+		{
+			Service: state.Service{Namespace: "data", Name: "going", Headless: true, Ports: []state.ServicePort{port("sql", "tcp", 3306)}},
+			Backends: []state.BackendOf{
+				draining(backend("10.244.1.60", "g-0", false, 3306)), draining(backend("10.244.1.61", "g-1", false, 3306)), backend("10.244.1.62", "g-2", false, 3306),
+			},
 		},
 		{Service: state.Service{Namespace: "data", Name: "none", Headless: true}},
 		{
@@ -179,11 +185,15 @@ func TestStatements(t *testing.T) {
 		{"", "2.4.1 none is ready", "asleep.data.svc A", "NXDOMAIN"},
 		{"", "2.4.1 none at all", "none.data.svc A", "NXDOMAIN"},
 		{"", "2.4.2 SRV: N endpoints by M ports", "_sql._tcp.db.data.svc SRV", "_sql._tcp.db.data.svc SRV 0 33 3306 db-0.db.data.svc\n_sql._tcp.db.data.svc SRV 0 33 3307 db-1.db.data.svc\n_sql._tcp.db.data.svc SRV 0 33 3306 10-244-1-23.db.data.svc\n+\ndb-0.db.data.svc A 10.244.1.20\ndb-0.db.data.svc AAAA 2001:db8:1::20\ndb-1.db.data.svc A 10.244.1.21\n10-244-1-23.db.data.svc A 10.244.1.23"},
-		{"", "2.4.2 SRV: weights of backends that are not equal", "_http._tcp.shares.data.svc SRV", "_http._tcp.shares.data.svc SRV 0 1 80 one.shares.data.svc\n_http._tcp.shares.data.svc SRV 0 1 80 three.shares.data.svc\n_http._tcp.shares.data.svc SRV 0 98 80 much.shares.data.svc\n+\none.shares.data.svc A 10.244.1.50\nthree.shares.data.svc A 10.244.1.51\nmuch.shares.data.svc A 10.244.1.52"},
 		{"", "2.4.2 not of an endpoint without that port", "_metrics._tcp.db.data.svc SRV", "_metrics._tcp.db.data.svc SRV 0 50 9104 db-0.db.data.svc\n_metrics._tcp.db.data.svc SRV 0 50 9104 10-244-1-23.db.data.svc\n+\ndb-0.db.data.svc A 10.244.1.20\ndb-0.db.data.svc AAAA 2001:db8:1::20\n10-244-1-23.db.data.svc A 10.244.1.23"},
 		{"", "2.4.2 of one endpoint", "_sql._tcp.db-1.db.data.svc SRV", "_sql._tcp.db-1.db.data.svc SRV 0 100 3307 db-1.db.data.svc\n+\ndb-1.db.data.svc A 10.244.1.21"},
 		{"", "2.4.2 unnamed ports: of the bare name only", "mute.data.svc SRV", "mute.data.svc SRV 0 100 80 m-0.mute.data.svc\n+\nm-0.mute.data.svc A 10.244.1.40\nm-0.mute.data.svc A 10.244.1.41"},
 		{"", "2.4.2 unnamed ports have no name", "_tcp.mute.data.svc SRV", "NXDOMAIN"},
+		{"", "SRV by weight where backends differ in it; one that drains is not there", "_sql._tcp.canary.data.svc SRV", "_sql._tcp.canary.data.svc SRV 0 99 3306 c-0.canary.data.svc\n_sql._tcp.canary.data.svc SRV 0 1 3306 c-1.canary.data.svc\n+\nc-0.canary.data.svc A 10.244.1.50\nc-1.canary.data.svc A 10.244.1.51"},
+		{"", "one that drains is not among the addresses", "canary.data.svc A", "canary.data.svc A 10.244.1.50\ncanary.data.svc A 10.244.1.51"},
+		{"", "of a weighted one alone", "_sql._tcp.c-1.canary.data.svc SRV", "_sql._tcp.c-1.canary.data.svc SRV 0 100 3306 c-1.canary.data.svc\n+\nc-1.canary.data.svc A 10.244.1.51"},
+		{"", "those that drain are the last resort", "going.data.svc A", "going.data.svc A 10.244.1.60\ngoing.data.svc A 10.244.1.61"},
+		{"", "but not those that fail", "g-2.going.data.svc A", "NXDOMAIN"},
 		{"", "2.4.2 none is ready", "_sql._tcp.asleep.data.svc SRV", "NXDOMAIN"},
 		{"", "2.4.3 PTR of an endpoint: its host name", "20.1.244.10.in-addr.arpa. PTR", "20.1.244.10.in-addr.arpa. PTR db-0.db.data.svc"},
 		{"", "2.4.3 PTR of an endpoint, IPv6", "0.2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa. PTR", "0.2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa. PTR db-0.db.data.svc"},

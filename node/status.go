@@ -41,6 +41,7 @@ func (n *Node) status(context.Context) (*api.Status, error) {
 		s.Networks = append(s.Networks, n.networkStatus(sn, v, &v.Networks[i]))
 	}
 	s.Subsystems = n.subsystems(v)
+	s.Conflicts = append(s.Conflicts, n.healthPorts.Faults()...)
 	for _, c := range n.conflicts(sn, v) {
 		s.Conflicts = append(s.Conflicts, fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser))
 	}
@@ -141,6 +142,9 @@ func (n *Node) subsystems(v *state.View) []api.SubsystemStatus {
 	}
 	if s, ok := n.portStatus(v.Rev); ok {
 		parts = append(parts, s)
+	}
+	if a := n.announce.Status(); len(a.Addrs) > 0 || !a.OK {
+		parts = append(parts, api.SubsystemStatus{Name: "announce", OK: a.OK, Desired: v.Rev, Applied: a.Applied, Detail: a.Detail, Error: a.Error, Fix: a.Fix})
 	}
 	if err := n.store.SaveError(); err != nil {
 		parts = append(parts, api.SubsystemStatus{
