@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"runtime"
 	"testing"
@@ -73,6 +74,62 @@ func BenchmarkPacked(b *testing.B) {
 			b.Fatal("no packed answer")
 		}
 	}
+}
+
+// BenchmarkBatch is the same for batches as the receive loop answers them, of
+// the questions of `make bench-dns`.
+func BenchmarkBatch(b *testing.B) {
+	s := running(b, Options{Servers: servers(b, ". {\n errors\n cache 30\n hosts {\n fallthrough\n}\n cluster\n loadbalance\n}\n")}, manyServices(10000))
+	var queries [][]byte
+	for range 1 << 15 {
+		m := new(wire.Msg)
+		i := rand.IntN(10000)
+		name, qtype := fmt.Sprintf("svc-%d.ns-%d.svc.cluster.local.", i, i%50), wire.TypeA
+		switch k := rand.IntN(100); {
+		case k < 60:
+		case k < 80:
+			qtype = wire.TypeAAAA
+		case k < 90:
+			name = "www.example.com." + name
+		case k < 95:
+			name, qtype = "_http._tcp."+name, wire.TypeSRV
+		default:
+			name, qtype = fmt.Sprintf("%d.%d.96.10.in-addr.arpa.", byte(i), byte(i>>8)), wire.TypePTR
+		}
+		m.SetQuestion(name, qtype)
+		if rand.IntN(2) == 0 {
+			m.SetEdns0(1232, false)
+		}
+		q, err := m.Pack()
+		if err != nil {
+			b.Fatal(err)
+		}
+		queries = append(queries, q)
+	}
+	t, r := s.live.Load().main, &responder{turn: 1}
+	var out [defaultBufsize]byte
+	at := 0
+	round := func() {
+		r.warm(t, batchSize, func(i int) []byte { return queries[(at+i)%len(queries)] })
+		for i := range batchSize {
+			r.recall(i)
+			if r.respond(t, queries[(at+i)%len(queries)], out[:]) == 0 {
+				b.Fatal("no packed answer")
+			}
+		}
+		at += batchSize
+		r.tally.flush(s.metrics)
+	}
+	for range len(queries) / batchSize {
+		round()
+	}
+	b.ReportAllocs()
+	n, began := 0, cpuTime(b)
+	for b.Loop() {
+		round()
+		n += batchSize
+	}
+	b.ReportMetric(float64((cpuTime(b)-began).Nanoseconds())/float64(n), "cpu-ns/question")
 }
 
 // manyEndpoints is a view of n workloads with a name each.

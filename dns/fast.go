@@ -87,17 +87,17 @@ func (pl *plan) orNil() *plan {
 	return nil
 }
 
-// plainByte returns a byte of a name in lower case; 0: its text would need an
+// plainByte is each byte of a name in lower case; 0: its text would need an
 // escape, or it is so rare that the chain may have it.
-func plainByte(c byte) byte {
-	switch {
-	case c-'a' < 26, c-'0' < 10, c == '-', c == '_':
-		return c
-	case c-'A' < 26:
-		return c + 'a' - 'A'
+var plainByte = func() (t [256]byte) {
+	for c := range 26 {
+		t['a'+c], t['A'+c] = byte('a'+c), byte('a'+c)
 	}
-	return 0
-}
+	for _, c := range []byte("0123456789-_") {
+		t[c] = c
+	}
+	return t
+}()
 
 // responder answers questions on the packed path. It belongs to one
 // goroutine.
@@ -110,12 +110,8 @@ type responder struct {
 	tally tally
 	shard int // of the socket in its group
 
-	// Of warm.
-	hashes  [batchSize]uint64
-	buckets [batchSize]bucket
-	nodes   [batchSize]*node
-	names   [batchSize]string
-	warmed  uint32
+	ahead foresight
+	known *foreseen // of the question in hand; nil: nothing
 
 	asked
 	out  []byte   // room for the answer
@@ -151,7 +147,7 @@ func (r *responder) respond(t *table, query, out []byte) int {
 	if query[2]&0xF8 != 0 || counts&^1 != 1<<48 {
 		return 0
 	}
-	name, off := r.parseName(query)
+	name, off := r.nameOf(query)
 	if off == 0 || off+4 > len(query) || binary.BigEndian.Uint16(query[off+2:]) != wire.ClassINET {
 		return 0
 	}
@@ -221,14 +217,24 @@ func (r *responder) finishEDNS(n int) int {
 	return n + optLen
 }
 
-// parseName reads the question's name into text, lower-case. off is where it
+// nameOf reads the question's name into text, lower-case. off is where it
 // ends; 0: it is not plain. The text is valid until the next question.
-func (r *responder) parseName(query []byte) (name string, off int) {
+func (r *responder) nameOf(query []byte) (name string, off int) {
+	if r.known != nil {
+		return r.known.name, r.known.end
+	}
+	n, off := plainName(query, r.name[:])
+	return unsafe.String(&r.name[0], n), off
+}
+
+// plainName reads a question's name into text, which has room for 256 bytes,
+// and returns how long it is there and where it ends in the question; 0: it is
+// not plain.
+func plainName(query, text []byte) (n, off int) {
 	off = headerLen
-	n := 0
 	for {
 		if off >= len(query) {
-			return "", 0
+			return 0, 0
 		}
 		l := int(query[off])
 		off++
@@ -236,24 +242,27 @@ func (r *responder) parseName(query []byte) (name string, off int) {
 			break
 		}
 		if l > 63 || off+l > len(query) || n+l+1 > maxName {
-			return "", 0
+			return 0, 0
 		}
-		for _, c := range query[off : off+l] {
-			if c = plainByte(c); c == 0 {
-				return "", 0
-			}
-			r.name[n] = c
-			n++
+		label, to := query[off:off+l], text[n:n+l]
+		plain := true
+		for i, c := range label {
+			c = plainByte[c]
+			plain = plain && c != 0
+			to[i] = c
+		}
+		if !plain {
+			return 0, 0
 		}
 		off += l
-		r.name[n] = '.'
-		n++
+		text[n+l] = '.'
+		n += l + 1
 	}
 	if n == 0 {
-		r.name[0] = '.'
+		text[0] = '.'
 		n = 1
 	}
-	return unsafe.String(&r.name[0], n), off
+	return n, off
 }
 
 // follow takes the steps of the plan.
@@ -287,9 +296,9 @@ func (r *responder) fromZone(c *cluster, name string) (n int, done bool) {
 	if z == nil {
 		return 0, true
 	}
-	nd := z.names.get(name)
-	g := z.negativeOf(name)
+	nd := r.find(z.names, name)
 	if nd == nil {
+		g := z.negativeOf(name)
 		switch {
 		case g.origin == "":
 			return 0, false
@@ -310,7 +319,7 @@ func (r *responder) fromZone(c *cluster, name string) (n int, done bool) {
 	case s == nil && !nd.hasAddress() && r.searches(name):
 		return r.complete(name), true
 	case s == nil:
-		return r.negative(g, name, wire.RcodeSuccess), true
+		return r.negative(z.negativeOf(name), name, wire.RcodeSuccess), true
 	case (s.qtype == wire.TypeA || s.qtype == wire.TypeAAAA) && !s.dup:
 		return r.addresses(z, s), true
 	}

@@ -29,6 +29,14 @@ const packedBlock = `. {
 }
 `
 
+// beside are questions of a batch, the third of which is left to others.
+var beside = []string{
+	"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03Web\x04apps\x03svc\x07cluster\x05local\x00\x00\x01\x00\x01",
+	"too short", "",
+	"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x01",
+	"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07cluster\x05local\x00\x00\x01\x00\x01",
+}
+
 // both asks the packed path and the chain. ok: the packed path answered.
 func both(t testing.TB, s *Server, r *responder, query []byte) (ok bool) {
 	t.Helper()
@@ -36,10 +44,25 @@ func both(t testing.TB, s *Server, r *responder, query []byte) (ok bool) {
 	asked := string(query)
 	var out [defaultBufsize]byte
 	r.now, r.clients, r.client = time.Now(), s.clients.Load(), client.Addr()
+	turn := r.turn
 	n := r.respond(tab, query, out[:])
 	if string(query) != asked {
 		t.Fatalf("the query was changed: %x to %x", asked, query)
 	}
+	// The same among others, which the loop has looked at before.
+	var ahead [defaultBufsize]byte
+	r.turn = turn
+	r.warm(tab, len(beside), func(i int) []byte {
+		if i == len(beside)/2 {
+			return query
+		}
+		return []byte(beside[i])
+	})
+	r.recall(len(beside) / 2)
+	if m := r.respond(tab, query, ahead[:]); string(ahead[:m]) != string(out[:n]) {
+		t.Fatalf("query %x\nalone   %x\nin a batch %x", query, out[:n], ahead[:m])
+	}
+	r.warm(nil, 0, nil)
 	if n == 0 {
 		return false
 	}

@@ -75,7 +75,7 @@ func (h *hotCache) respond(r *responder, name string) int {
 
 // find returns the copy for the question in hand, or nil.
 func (h *hotCache) find(r *responder, name string) *hotAnswer {
-	n := copy(r.name[:], name) // it lies there already
+	n := copy(r.name[:], name) // perhaps it lies there already
 	binary.BigEndian.PutUint16(r.name[n:], r.qtype)
 	r.name[n+2] = hotFlags(r.do, r.cd, r.query[3]&0x20 != 0)
 	key := r.name[:n+keyTail]
@@ -203,7 +203,7 @@ func (h *hotCache) store(q *query, msg []byte, whole bool, now time.Time, client
 // isPlain reports whether a name is one that the packed path reads.
 func isPlain(name string) bool {
 	for i := range len(name) {
-		if name[i] != '.' && plainByte(name[i]) != name[i] {
+		if name[i] != '.' && plainByte[name[i]] != name[i] {
 			return false
 		}
 	}

@@ -106,7 +106,25 @@ func newNameTable() *nameTable {
 // place returns the page and the bucket of a name, and its tag.
 func (t *nameTable) place(name string) (page, slot uint64, tag uint32) {
 	h := maphash.String(t.seed, name)
-	return h / pageSize & uint64(len(t.pages)-1), h % pageSize, uint32(h >> 32)
+	page, slot = t.split(h)
+	return page, slot, tagOf(h)
+}
+
+// split returns the page and the bucket of a hash.
+func (t *nameTable) split(h uint64) (page, slot uint64) {
+	return h / pageSize & uint64(len(t.pages)-1), h % pageSize
+}
+
+func tagOf(h uint64) uint32 { return uint32(h >> 32) }
+
+// tagged returns the first node with the tag of a hash, or nil.
+func (b bucket) tagged(h uint64) *node {
+	for i := range b {
+		if b[i].tag == tagOf(h) {
+			return b[i].n
+		}
+	}
+	return nil
 }
 
 // get returns the node of a name, or nil.

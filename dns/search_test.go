@@ -354,8 +354,8 @@ func TestSearchIsTheWalk(t *testing.T) {
 		if r4.Rcode != r6.Rcode {
 			rt.Fatalf("%s: A %s, AAAA %s", first, render(r4), render(r6))
 		}
-		if len(strings.Split(name, ".")) > 2 && last == ns {
-			return // its second question is the first one of the name without the namespace
+		if len(strings.Split(name, ".")) > 2 && (last == ns || strings.HasSuffix(name, "."+ns+".svc")) {
+			return // one of its questions is the first one of the name without these labels
 		}
 		// And when a client goes on walking, whatever it hears, it finds the same.
 		again := [2]string{}

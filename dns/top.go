@@ -158,8 +158,7 @@ func (r *responder) sampled(every uint64) bool {
 func (r *responder) watched(list []*watch, client netip.Addr) {
 	for _, w := range list {
 		if r.sampled(w.every) {
-			n := max(1, r.nameEnd-headerLen-1)
-			w.saw(r.shard, unsafe.String(&r.name[0], n), client)
+			w.saw(r.shard, r.qname, client)
 		}
 	}
 }

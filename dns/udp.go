@@ -213,6 +213,7 @@ func (u *udpServer) batch(l *udpLoop, n int) {
 			u.srv.metrics.panics.Add(1)
 			u.srv.log.Error("panic in dns receive loop", "err", fmt.Sprint(e), "stack", string(debug.Stack()))
 		}
+		r.ahead.names, r.known = nil, nil
 		r.tally.flush(u.srv.metrics)
 		l.ups.flush()
 		// A client that cannot be reached is no error of ours.
@@ -229,6 +230,7 @@ func (u *udpServer) batch(l *udpLoop, n int) {
 			u.srv.metrics.limited.Inc() // its address may be another's: no answer
 			continue
 		}
+		r.recall(i)
 		query, room := in.Data(i), out.Room()
 		if in.Cut(i) {
 			continue // no question is that long
@@ -323,7 +325,7 @@ func headerOf(b []byte) (h wire.Header, ok bool) {
 
 // shed tells a client to ask elsewhere: too much is being answered already.
 func (r *responder) shed(query, out []byte) int {
-	if _, off := r.parseName(query); off > 0 && off+4 <= len(query) && query[2]&0x78 == 0 {
+	if _, off := plainName(query, r.name[:]); off > 0 && off+4 <= len(query) && query[2]&0x78 == 0 {
 		r.query, r.out, r.nameEnd, r.ra = query, out, off, 0
 		return r.header(false, false, wire.RcodeServerFailure, 0, 0, 0)
 	}

@@ -3,12 +3,12 @@
 //
 // It differs from golang.org/x/net/ipv4.PacketConn in that the address of a
 // datagram stays in the kernel's form: an answer goes back to where it came
-// from without being parsed.
+// from without being parsed. And in that datagrams to one peer which follow one
+// another are handed over as one, see Writer.
 package batch
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"strconv"
@@ -28,40 +28,48 @@ type message struct {
 type Reader struct {
 	conn  syscall.RawConn
 	msgs  []message
-	iovs  []unix.Iovec
+	iovs  []unix.Iovec // two for each: head, and the rest of its buffer
 	addrs []unix.RawSockaddrInet6
+	heads []byte
 	bufs  []byte
 	size  int
-	step  int // from one buffer to the next
+	head  int
 	n     int
 	errno syscall.Errno
 	recv  func(fd uintptr) bool
 }
 
+// headSize is how much of a datagram is read to where those of the others are
+// close by. Most are not longer. A processor that forgets its page tables with
+// each system call (page table isolation) has to look up few pages for them.
+const headSize = 128
+
 // NewReader makes a reader of up to n datagrams of up to size bytes at a time.
 // What is longer is cut off.
 func NewReader(conn syscall.RawConn, n, size int) *Reader {
-	step := stride(size)
+	head := min(size, headSize)
 	r := &Reader{
-		conn: conn, size: size, step: step,
-		msgs: make([]message, n), iovs: make([]unix.Iovec, n), addrs: make([]unix.RawSockaddrInet6, n), bufs: make([]byte, n*step),
+		conn: conn, size: size, head: head,
+		msgs: make([]message, n), iovs: make([]unix.Iovec, 2*n), addrs: make([]unix.RawSockaddrInet6, n),
+		heads: make([]byte, n*head), bufs: make([]byte, n*size),
 	}
 	for i := range r.msgs {
-		r.iovs[i].Base = &r.bufs[i*step]
-		r.iovs[i].SetLen(size)
-		r.msgs[i].hdr.Iov = &r.iovs[i]
+		v := r.iovs[2*i : 2*i+2]
+		v[0].Base = &r.heads[i*head]
+		v[0].SetLen(head)
+		r.msgs[i].hdr.Iov = &v[0]
 		r.msgs[i].hdr.SetIovlen(1)
+		if size > head {
+			v[1].Base = &r.bufs[i*size+head]
+			v[1].SetLen(size - head)
+			r.msgs[i].hdr.SetIovlen(2)
+		}
 		r.msgs[i].hdr.Name = (*byte)(unsafe.Pointer(&r.addrs[i]))
 		r.msgs[i].hdr.Namelen = unix.SizeofSockaddrInet6
 	}
 	r.recv = r.try
 	return r
 }
-
-// stride is how far apart buffers of a size lie: an odd number of cache lines,
-// so that the beginnings of the buffers, which are all that most datagrams
-// need, do not share a few sets of the cache.
-func stride(size int) int { return ((size+63)/64 | 1) * 64 }
 
 // try is one recvmmsg; false: nothing is there, wait.
 func (r *Reader) try(fd uintptr) bool {
@@ -110,7 +118,14 @@ func (r *Reader) Poll() (int, error) {
 
 // Data returns the i-th datagram, valid until the next Read.
 func (r *Reader) Data(i int) []byte {
-	return r.bufs[i*r.step:][:r.msgs[i].len:r.size]
+	n := int(r.msgs[i].len)
+	head := r.heads[i*r.head:][:r.head:r.head]
+	if n <= r.head {
+		return head[:n]
+	}
+	whole := r.bufs[i*r.size:][:n:r.size]
+	copy(whole, head)
+	return whole
 }
 
 // Cut reports whether the i-th datagram was longer than there was room.
@@ -131,99 +146,6 @@ func addrPort(a *unix.RawSockaddrInet6) netip.AddrPort {
 		ip = ip.WithZone(strconv.FormatUint(uint64(a.Scope_id), 10))
 	}
 	return netip.AddrPortFrom(ip, p)
-}
-
-// Writer sends datagrams. It belongs to one goroutine.
-type Writer struct {
-	conn  syscall.RawConn
-	msgs  []message
-	iovs  []unix.Iovec
-	bufs  []byte
-	size  int
-	step  int
-	n     int // queued
-	sent  int
-	errno syscall.Errno
-	send  func(fd uintptr) bool
-}
-
-// NewWriter makes a writer of up to n datagrams of up to size bytes at a time.
-func NewWriter(conn syscall.RawConn, n, size int) *Writer {
-	step := stride(size)
-	w := &Writer{
-		conn: conn, size: size, step: step,
-		msgs: make([]message, n), iovs: make([]unix.Iovec, n), bufs: make([]byte, n*step),
-	}
-	for i := range w.msgs {
-		w.iovs[i].Base = &w.bufs[i*step]
-		w.msgs[i].hdr.Iov = &w.iovs[i]
-		w.msgs[i].hdr.SetIovlen(1)
-	}
-	w.send = w.try
-	return w
-}
-
-// Room returns the buffer for the next datagram. It must not be called when
-// as many are queued as the writer was made for.
-func (w *Writer) Room() []byte { return w.bufs[w.n*w.step:][:w.size:w.size] }
-
-// Reply queues the first n bytes of Room for the sender of the i-th datagram
-// of r, which must not read again before Flush.
-func (w *Writer) Reply(r *Reader, i, n int) {
-	h := &w.msgs[w.n].hdr
-	h.Name, h.Namelen = r.msgs[i].hdr.Name, r.msgs[i].hdr.Namelen
-	w.iovs[w.n].SetLen(n)
-	w.n++
-}
-
-// Send queues the first n bytes of Room for the peer of a connected socket.
-func (w *Writer) Send(n int) {
-	w.msgs[w.n].hdr.Name, w.msgs[w.n].hdr.Namelen = nil, 0
-	w.iovs[w.n].SetLen(n)
-	w.n++
-}
-
-// Len is how many datagrams are queued.
-func (w *Writer) Len() int { return w.n }
-
-// try is one sendmmsg; false: the socket is full, wait.
-func (w *Writer) try(fd uintptr) bool {
-	for {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&w.msgs[w.sent])), uintptr(w.n-w.sent), unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-			w.sent, w.errno = w.sent+int(n), 0
-			return true
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false
-		}
-		w.errno = errno
-		return true
-	}
-}
-
-// Flush sends what is queued. A datagram that cannot be sent, because its
-// client cannot be reached, is left out: it returns the last such error after
-// the others have been sent. After an error of the connection nothing is
-// queued any more.
-func (w *Writer) Flush() error {
-	var errs error
-	w.sent = 0
-	for w.sent < w.n {
-		if err := w.conn.Write(w.send); err != nil {
-			w.n = 0
-			return err
-		}
-		if w.errno != 0 {
-			errs = fmt.Errorf("send datagram: %w", w.errno)
-			w.sent++ // the first of the rest is at fault, sendmmsg(2)
-			w.errno = 0
-		}
-	}
-	w.n = 0
-	return errs
 }
 
 // ReusePort is a net.ListenConfig.Control that lets several sockets share an

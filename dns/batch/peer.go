@@ -2,7 +2,6 @@ package batch
 
 import (
 	"net/netip"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,15 +18,3 @@ func (r *Reader) Peer(i int) Peer { return Peer{r.addrs[i], r.msgs[i].hdr.Namele
 
 // Addr returns the address, as an IPv4 address if it is one.
 func (p *Peer) Addr() netip.AddrPort { return addrPort(&p.addr) }
-
-// To queues the first n bytes of Room for a peer, which must not change until
-// Flush.
-func (w *Writer) To(p *Peer, n int) {
-	h := &w.msgs[w.n].hdr
-	h.Name, h.Namelen = (*byte)(unsafe.Pointer(&p.addr)), p.size
-	w.iovs[w.n].SetLen(n)
-	w.n++
-}
-
-// Full reports whether Room must not be called before Flush.
-func (w *Writer) Full() bool { return w.n == len(w.msgs) }

@@ -3,10 +3,7 @@ package names
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -33,10 +30,6 @@ const serverBlock = `
 // very same sockets.
 func TestHandover(t *testing.T) {
 	s := scenario.Up(t, lab.Options{Nodes: 1, Nodefile: pinned + fmt.Sprintf(serverBlock, "first")})
-	dnsperf, err := exec.LookPath("dnsperf")
-	if err != nil {
-		t.Skip("no dnsperf: run .ci/deps")
-	}
 	w := s.Workload(1, "w", "")
 	s.Run("node1", "nodectl service add web --vip 10.96.1.1 --port 80")
 	m := manage(t, s, 1)
@@ -57,32 +50,11 @@ func TestHandover(t *testing.T) {
 	}
 
 	// One known name, one that there is not, one address.
-	queries := filepath.Join(t.TempDir(), "queries")
-	must(t, os.WriteFile(queries, []byte("web.default.svc.cluster.local A\nnone.default.svc.cluster.local A\n1.1.96.10.in-addr.arpa PTR\n"), 0o644))
-	const rate, clients = 1000, 10
+	load := newPerf(t, s, "ip netns exec w", "10.96.0.10",
+		"web.default.svc.cluster.local A", "none.default.svc.cluster.local A", "1.1.96.10.in-addr.arpa PTR")
 	under := func(what string, fn func()) (lost int) {
 		t.Helper()
-		// As many may be outstanding as are asked while no process runs.
-		perf := s.Background(scenario.Machine, fmt.Sprintf("ip netns exec w %s -s 10.96.0.10 -d %s -l 8 -Q %d -c %d -T 1 -q 60000 -t 10 -S 1", dnsperf, queries, rate, clients))
-		s.Eventually("the load runs", soon, func() error {
-			if !strings.Contains(perf.Output(), "Sending queries") {
-				return fmt.Errorf("%s", perf.Output())
-			}
-			return nil
-		})
-		fn()
-		<-perf.Done()
-		out := perf.Output()
-		sent, lost := count(t, out, `Queries sent:\s+(\d+)`), count(t, out, `Queries lost:\s+(\d+)`)
-		codes := regexp.MustCompile(`Response codes:.*`).FindString(out)
-		slowest := regexp.MustCompile(`Average Latency.*`).FindString(out)
-		t.Logf("%s: %d queries sent, %d lost; %s; %s", what, sent, lost, codes, slowest)
-		if sent < 4*rate {
-			t.Errorf("%s: %d queries sent: no load", what, sent)
-		}
-		if strings.Contains(codes, "SERVFAIL") || strings.Contains(codes, "REFUSED") {
-			t.Errorf("%s: %s", what, codes)
-		}
+		lost = load.under(what, fn)
 		if d := cmp.Diff(sockets, m.sockets()); d != "" {
 			t.Errorf("%s: stored sockets (-before +after):\n%s", what, d)
 		}
@@ -126,15 +98,4 @@ func TestHandover(t *testing.T) {
 		t.Errorf("kill -9: %d queries were lost, want no more than were being answered", lost)
 	}
 	s.Eventually("the name is answered", soon, answers)
-}
-
-func count(t *testing.T, out, pattern string) int {
-	t.Helper()
-	f := regexp.MustCompile(pattern).FindStringSubmatch(out)
-	if f == nil {
-		t.Fatalf("nothing matches %q in:\n%s", pattern, out)
-	}
-	n, err := strconv.Atoi(f[1])
-	must(t, err)
-	return n
 }

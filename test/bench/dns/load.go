@@ -39,7 +39,9 @@ func flows(port, n, window int) (out []*flow, err error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, &flow{conn: c, in: batch.NewReader(raw, window, 4096), out: batch.NewWriter(raw, window, 512), last: time.Now()})
+		f := &flow{conn: c, in: batch.NewReader(raw, window, 4096), out: batch.NewWriter(raw, window, 512), last: time.Now()}
+		f.out.Singly() // as clients send
+		out = append(out, f)
 	}
 	return out, nil
 }
@@ -176,7 +178,7 @@ func paced(port int, w workload, rate float64, d time.Duration) (p pace, err err
 	begin := time.Now()
 	next := begin
 	sent := 0
-	for now := begin; now.Sub(begin) < d+100*time.Millisecond; now = time.Now() {
+	for now := begin; now.Sub(begin) < d+50*time.Millisecond; now = time.Now() {
 		for k := 0; k < 16 && !next.After(now) && now.Sub(begin) < d; k++ {
 			f := fs[sent%len(fs)]
 			id := uint16(sent / len(fs))
@@ -187,22 +189,29 @@ func paced(port int, w workload, rate float64, d time.Duration) (p pace, err err
 			p.late = append(p.late, now.Sub(next))
 			f.sent[id] = next // as planned: a late question counts as a slow answer
 			f.out.Send(len(q))
-			if err := f.out.Flush(); err != nil {
-				return p, err
-			}
 			next = next.Add(gap)
 			sent++
 		}
-		if rest := time.Until(next); rest > 0 {
-			if now.Sub(begin) >= d {
-				rest = time.Millisecond
+		for _, f := range fs {
+			if f.out.Len() == 0 {
+				continue
 			}
-			timeout := unix.NsecToTimespec(int64(rest))
-			if _, err := unix.Ppoll(fds, &timeout, nil); err != nil && err != unix.EINTR {
-				return p, fmt.Errorf("wait for answers: %w", err)
+			if err := f.out.Flush(); err != nil {
+				return p, err
 			}
 		}
-		for _, f := range fs {
+		rest := max(0, time.Until(next))
+		if now.Sub(begin) >= d {
+			rest = time.Millisecond
+		}
+		timeout := unix.NsecToTimespec(int64(rest))
+		if _, err := unix.Ppoll(fds, &timeout, nil); err != nil && err != unix.EINTR {
+			return p, fmt.Errorf("wait for answers: %w", err)
+		}
+		for i, f := range fs {
+			if fds[i].Revents == 0 {
+				continue
+			}
 			n, err := f.in.Poll()
 			if err != nil {
 				return p, err

@@ -101,8 +101,14 @@ func start(name, dir string, port, core int, argv ...string) (*server, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	runtime.LockOSThread()
 	err = pin(core)
+	if realtime {
+		err = errors.Join(err, fifo(1))
+	}
 	if err == nil {
 		err = cmd.Start()
+	}
+	if realtime {
+		err = errors.Join(err, fifo(0))
 	}
 	err = errors.Join(err, pin(clientCore))
 	// The thread stays locked: Pdeathsig is about the thread that forked.
