@@ -335,7 +335,6 @@ func TestResponder(t *testing.T) {
 	var r *Responder
 	node.do(func() (err error) { r, err = OpenResponder(); return err })
 	defer r.Close()
-	r.time = 800 * time.Millisecond
 	var links []Link
 	node.do(func() (err error) { links, err = Host{}.Links(); return err })
 	keep := func(addrs ...netip.Addr) {
@@ -385,7 +384,10 @@ func TestResponder(t *testing.T) {
 	keep(ext4)
 	wantKept(ext4)
 	// Not renewed: it ends by itself, and being renewed too late is no error.
+	r.time = 500 * time.Millisecond
+	keep(ext4)
 	waitFor(t, "the kernel stops to answer", 5*time.Second, func() bool { list, err := r.Kept(); return err == nil && len(list) == 0 })
+	r.time = keepTime
 	keep(ext4)
 	wantKept(ext4)
 	if err := r.Keep(nil); err != nil {
