@@ -7,11 +7,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // LoopbackIO opens the sockets of the loopback listener. Tests that live in
@@ -39,9 +43,12 @@ func (processIO) Dial(ctx context.Context, network, address string) (net.Conn, e
 const (
 	udpIdle     = 60 * time.Second
 	maxUDPFlows = 1024 // a port; more clients than that are not answered
+	maxConns    = 1024 // a TCP port; more are reset at once
+	maxOpen     = 4096 // ports; of long ranges the rest is not served on loopback
 )
 
-// loopback serves published ports on 127.0.0.1 from user space. Translating
+// loopback serves published ports on 127.0.0.1 and ::1 from user space, whatever
+// the version of their targets. Translating
 // them in the kernel would need route_localnet, which lets neighbours on the
 // LAN reach what listens on loopback only (CVE-2020-8558).
 type loopback struct {
@@ -84,6 +91,14 @@ func (f *forwarder) hold(c io.Closer) bool {
 	return !f.done
 }
 
+// full reports whether a port has more connections than it may. Each is two
+// sockets once its target has answered.
+func (f *forwarder) full() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.conns) > 2*maxConns
+}
+
 func (f *forwarder) drop(c io.Closer) {
 	c.Close()
 	f.mu.Lock()
@@ -112,8 +127,10 @@ func (l *loopback) set(want []Publish) {
 	defer l.mu.Unlock()
 	l.want = want
 	keep := make(map[Target]netip.AddrPort, len(want))
+	implied := make(map[Target]bool, len(want))
 	for _, p := range want {
-		keep[Target{p.HostAddr, p.Proto, p.HostPort}] = p.Target
+		k := Target{p.HostAddr, p.Proto, p.HostPort}
+		keep[k], implied[k] = p.Target, p.Implied
 	}
 	for k, f := range l.open {
 		if keep[k] != f.target {
@@ -126,21 +143,36 @@ func (l *loopback) set(want []Publish) {
 			delete(l.failed, k)
 		}
 	}
-	for k, target := range keep {
+	for _, k := range slices.SortedFunc(maps.Keys(keep), compareTarget) {
 		if l.open[k] != nil {
 			continue
 		}
-		f, err := l.start(k, target)
+		f, err := (*forwarder)(nil), errTooMany
+		if len(l.open) < maxOpen {
+			f, err = l.start(k, keep[k])
+		}
 		if err != nil {
+			if implied[k] && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)) {
+				continue // a host without IPv6
+			}
 			if _, known := l.failed[k]; !known {
 				l.log.Warn("published port is not served on loopback", "addr", k.Addr, "port", k.Port, "err", err)
 			}
-			l.failed[k] = fmt.Sprintf("publish %s:%d/%s: %v: stop what listens there, or publish another port", k.Addr, k.Port, protoName(k.Proto), err)
+			l.failed[k] = fmt.Sprintf("publish %s/%s: %v%s", netip.AddrPortFrom(k.Addr, k.Port), protoName(k.Proto), err, fixForPort(err))
 			continue
 		}
 		delete(l.failed, k)
 		l.open[k] = f
 	}
+}
+
+var errTooMany = fmt.Errorf("%d ports are served on loopback already", maxOpen)
+
+func fixForPort(err error) string {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return ": stop what listens there, or publish another port"
+	}
+	return ""
 }
 
 // retry opens what could not be opened before.
@@ -176,7 +208,7 @@ func (l *loopback) start(k Target, target netip.AddrPort) (*forwarder, error) {
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	at := netip.AddrPortFrom(k.Addr, k.Port).String()
 	if k.Proto == UDP {
-		pc, err := l.io.ListenPacket("udp4", at)
+		pc, err := l.io.ListenPacket(network("udp", k.Addr), at)
 		if err != nil {
 			f.cancel()
 			return nil, err
@@ -185,7 +217,7 @@ func (l *loopback) start(k Target, target netip.AddrPort) (*forwarder, error) {
 		l.wg.Go(func() { l.serveUDP(f, pc) })
 		return f, nil
 	}
-	ln, err := l.io.Listen("tcp4", at)
+	ln, err := l.io.Listen(network("tcp", k.Addr), at)
 	if err != nil {
 		f.cancel()
 		return nil, err
@@ -193,6 +225,14 @@ func (l *loopback) start(k Target, target netip.AddrPort) (*forwarder, error) {
 	f.close = func() { ln.Close() }
 	l.wg.Go(func() { l.serveTCP(f, ln) })
 	return f, nil
+}
+
+// network is how package net calls a protocol over the version of an address.
+func network(proto string, a netip.Addr) string {
+	if versionOf(a) == V6 {
+		return proto + "6"
+	}
+	return proto + "4"
 }
 
 func (l *loopback) serveTCP(f *forwarder, ln net.Listener) {
@@ -209,13 +249,16 @@ func (l *loopback) serveTCP(f *forwarder, ln net.Listener) {
 			c.Close()
 			return
 		}
+		if f.full() {
+			resetOnClose(c)
+			f.drop(c)
+			continue
+		}
 		l.wg.Go(func() {
 			defer f.drop(c)
-			up, err := l.io.Dial(f.ctx, "tcp4", f.target.String())
+			up, err := l.io.Dial(f.ctx, network("tcp", f.target.Addr()), f.target.String())
 			if err != nil {
-				if t, ok := c.(*net.TCPConn); ok {
-					_ = t.SetLinger(0) // a reset, as the kernel's path would give
-				}
+				resetOnClose(c)
 				return
 			}
 			if !f.hold(up) {
@@ -228,6 +271,13 @@ func (l *loopback) serveTCP(f *forwarder, ln net.Listener) {
 			pipe(up, c)
 			back.Wait()
 		})
+	}
+}
+
+// resetOnClose makes the end of a connection a reset, as the kernel's path would give.
+func resetOnClose(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
 	}
 }
 
@@ -262,7 +312,7 @@ func (l *loopback) serveUDP(f *forwarder, pc net.PacketConn) {
 			if full {
 				continue
 			}
-			if up, err = l.io.Dial(f.ctx, "udp4", f.target.String()); err != nil {
+			if up, err = l.io.Dial(f.ctx, network("udp", f.target.Addr()), f.target.String()); err != nil {
 				continue
 			}
 			if !f.hold(up) {

@@ -59,6 +59,7 @@ type Node struct {
 	opts     Options
 	log      *slog.Logger
 	cfg      *config.Config
+	newest   *config.Config // as declared last; runDeclare's own
 	identity *gossip.Identity
 	self     state.NodeID
 	epoch    uint64
@@ -89,10 +90,16 @@ type Node struct {
 	mu    sync.Mutex
 	local overlay.Local // what the host's own interfaces say
 	links []announce.Link
+	// Published ports of the Nodefile that gave way, and processes whose port
+	// is ours; see ports.go.
+	withheld, shadowed []portConflict
 
+	sockets   hostSockets   // nil: ports are not compared with those of the host's processes
+	redeclare chan struct{} // asks runDeclare to declare what was withheld
 	applied   func() uint64 // the revision that workloads can rely on; see settle
 	attaching inflight      // endpoint IDs being attached or detached
 	checked   healthTable
+	flows     flowTable
 	declared  chan struct{} // closed once our own records are written
 	leaving   atomic.Bool   // the address space is being handed over: nothing is allocated
 	restored  atomic.Bool   // see restoredFile
@@ -123,7 +130,7 @@ func open(o Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: o, log: o.Logger, cfg: cfg, dir: cfg.Node.StateDir, started: time.Now(), bootID: randomID(),
-		declared: make(chan struct{}), leave: make(chan struct{}), relinked: make(chan struct{}, 1),
+		declared: make(chan struct{}), leave: make(chan struct{}), redeclare: make(chan struct{}, 1), relinked: make(chan struct{}, 1), sockets: kernelSockets{},
 	}
 	n.applied = n.appliedByAll
 	if err := n.openAll(); err != nil {
@@ -244,7 +251,7 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		Advertise: n.local.Advertise, Bind: n.local.Advertise,
 		GossipPort: n.cfg.Cluster.GossipPort, SyncPort: n.cfg.Cluster.SyncPort,
 		Join: n.cfg.Cluster.Join, Handlers: map[string]gossip.Handler{
-			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget,
+			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget, methodConns: n.serveConns,
 		},
 		Logger: n.log.With("part", "gossip"), Registry: reg,
 	})
@@ -306,6 +313,8 @@ func (n *Node) run(ctx context.Context) error {
 		{"space", n.runSpace},
 		{"health", n.runHealth},
 		{"upkeep", n.runUpkeep},
+		{"drains", n.runDrains},
+		{"ports", n.runPorts},
 		{"obey", n.runObey},
 		{"restored", n.runRestored},
 		{"api", srv.run},
