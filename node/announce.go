@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -14,14 +15,15 @@ import (
 	"nodenet/state"
 )
 
-// maxLANs bounds what a node says of its interfaces: a host with more is no
-// candidate for the rest.
+// maxLANs bounds what a node says of its interfaces. The oldest come first: a
+// container host's many bridges are younger than its network cards.
 const maxLANs = 32
 
 // lansOf is what the node's record says of its links.
 func lansOf(links []announce.Link) []state.LAN {
 	var out []state.LAN
-	for _, l := range links {
+	byAge := slices.SortedFunc(slices.Values(links), func(a, b announce.Link) int { return cmp.Compare(a.Index, b.Index) })
+	for _, l := range byAge {
 		for _, p := range l.Addrs {
 			if l.Up && len(out) < maxLANs {
 				out = append(out, state.LAN{Addr: p, MAC: slices.Clone(l.MAC[:])})

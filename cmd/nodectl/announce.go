@@ -16,6 +16,8 @@ func announcementText(a *api.Announcement) string {
 		text += " announced by " + a.Node
 	case a.State == "announced":
 		text += fmt.Sprintf(" announced by %s (this node), %s at %s", a.Node, a.MAC, a.Device)
+	case a.State == "in use by a stranger":
+		text += fmt.Sprintf(" not taken by %s (this node)", a.Node)
 	case a.To != "":
 		text += fmt.Sprintf(" %s to %s by %s (this node)", a.State, a.To, a.Node)
 	default:

@@ -103,7 +103,8 @@ func (s *space) up(addrs ...string) {
 }
 
 // resolve makes the client's kernel ask for an address from scratch on one of
-// its interfaces, and returns the answer; zero: none within a second.
+// its interfaces, and returns the answer; zero: none to three asks, a second
+// apart.
 func (s *space) resolve(dev string, a netip.Addr) (mac MAC) {
 	s.t.Helper()
 	s.do(func() error {
@@ -125,7 +126,7 @@ func (s *space) resolve(dev string, a netip.Addr) (mac MAC) {
 		if _, err := c.Write([]byte("x")); err != nil {
 			return err
 		}
-		for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 			list, err := netlink.NeighList(link.Attrs().Index, family)
 			if err != nil {
 				return err
@@ -266,7 +267,7 @@ func TestHostAnswers(t *testing.T) {
 	sp, stop = node.start(viewOf(1, list, svc("web", ext4, ext6)))
 	defer stop()
 	waitFor(t, "the plan is applied", 5*time.Second, func() bool { return sp.Status().Applied > 0 })
-	waitFor(t, "nobody answers", 5*time.Second, func() bool { return client.resolve("eth0", ext4) == MAC{} })
+	waitFor(t, "nobody answers", 10*time.Second, func() bool { return client.resolve("eth0", ext4) == MAC{} })
 	if text := node.nft("list", "ruleset"); strings.Contains(text, "netdev") {
 		t.Errorf("rules are left:\n%s", text)
 	}
@@ -335,9 +336,11 @@ func TestResponder(t *testing.T) {
 	var r *Responder
 	node.do(func() (err error) { r, err = OpenResponder(); return err })
 	defer r.Close()
-	r.time = 800 * time.Millisecond
 	var links []Link
-	node.do(func() (err error) { links, err = Host{}.Links(); return err })
+	waitFor(t, "eth0 is up", 5*time.Second, func() bool {
+		node.do(func() (err error) { links, err = Host{}.Links(); return err })
+		return len(links) == 1 && links[0].Up
+	})
 	keep := func(addrs ...netip.Addr) {
 		t.Helper()
 		if err := r.Keep([]Station{{Link: links[0], Addrs: addrs}}); err != nil {
@@ -372,7 +375,7 @@ func TestResponder(t *testing.T) {
 		t.Errorf("an ask in VLAN 7 was answered:\n%s", after)
 	}
 	client.sendRaw("eth0", "\xff\xff\xff\xff\xff\xff"+string(askerMAC[:])+"\x08\x06"+string(ask))
-	waitFor(t, "the same without a VLAN is answered", time.Second, func() bool {
+	waitFor(t, "the same without a VLAN is answered", 5*time.Second, func() bool {
 		return counted(node.nft("list", "table", "netdev", "nodenet")) != counted(before)
 	})
 	keep(ext4)
@@ -385,7 +388,10 @@ func TestResponder(t *testing.T) {
 	keep(ext4)
 	wantKept(ext4)
 	// Not renewed: it ends by itself, and being renewed too late is no error.
+	r.time = 500 * time.Millisecond
+	keep(ext4)
 	waitFor(t, "the kernel stops to answer", 5*time.Second, func() bool { list, err := r.Kept(); return err == nil && len(list) == 0 })
+	r.time = keepTime
 	keep(ext4)
 	wantKept(ext4)
 	if err := r.Keep(nil); err != nil {

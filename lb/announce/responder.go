@@ -194,6 +194,9 @@ func reply(set *nftables.Set, l *Link) []expr.Any {
 	}
 	mac := append(l.MAC[:], 0, 0) // registers are filled in words
 	return []expr.Any{
+		// meta protocol arp: one comparison for all other packets.
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x08, 0x06}},
 		// meta pkttype != other: what a promiscuous interface overhears is not for us.
 		&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.PACKET_OTHERHOST}},
