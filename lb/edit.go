@@ -36,8 +36,8 @@ func (b *book) settle(e *edit) (Ops, judge) {
 	for k := range e.touched {
 		was, known := b.ports[k]
 		is := &Service{VIP: k.Addr, Proto: k.Proto, Port: k.Port}
-		if c := b.claims[k]; len(c) > 0 {
-			s := *c[0]
+		if first := b.winner(b.claims[k]); first != nil {
+			s := *first
 			s.Backends = s.place(backendsOf(was))
 			is = &s
 			b.ports[k] = is
