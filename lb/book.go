@@ -27,8 +27,9 @@ type book struct {
 	// claims are the services that ask for a port, sorted by name; the first
 	// has it. Of node ports the address is anyOf their version.
 	claims map[Target][]*Service
-	rivals map[Target]bool     // ports that several ask for
-	ports  map[Target]*Service // as the kernel has them: those of the first claims, with slots in its order
+	rivals map[Target]bool       // ports that several ask for
+	spans  map[Target][]*Service // claims of ranges, by address and protocol
+	ports  map[Target]*Service   // as the kernel has them: those of the first claims, with slots in its order
 	made   chainset
 	vips   refs[netip.Addr]
 	// external are the addresses outside of the service ranges, sticky the
@@ -117,7 +118,7 @@ func newBook(v *state.View, l Local) *book {
 	n := v.NumServices()
 	b := &book{
 		sc: sc, view: v, frame: sc.frame(v.Rev), pub: new(part), parts: make(map[string]*part, n),
-		claims: make(map[Target][]*Service, n), rivals: make(map[Target]bool), ports: make(map[Target]*Service, n),
+		claims: make(map[Target][]*Service, n), rivals: make(map[Target]bool), spans: make(map[Target][]*Service), ports: make(map[Target]*Service, n),
 		made: newChainset(), external: newRefs[netip.Addr](), sticky: newRefs[Target](),
 		vips: newRefs[netip.Addr](), local: newRefs[Target](), hairpin: newRefs[netip.Addr](), remote: newRefs[Target](),
 		warned: make(map[string]bool), decl: newDeclarations(),
@@ -128,7 +129,9 @@ func newBook(v *state.View, l Local) *book {
 	}
 	b.publish(sc.published(v), &e)
 	for k, c := range b.claims {
-		b.ports[k] = c[0]
+		if s := b.winner(c); s != nil {
+			b.ports[k] = s
+		}
 	}
 	b.vips.forget()
 	b.external.forget()
@@ -232,6 +235,10 @@ func (b *book) claim(s *Service, e *edit) {
 		i--
 	}
 	b.claims[k] = slices.Insert(c, i, s)
+	if s.Last != 0 {
+		b.spans[s.spanKey()] = append(b.spans[s.spanKey()], s)
+	}
+	b.respan(k, s, e)
 	b.contest(k)
 	e.touch(k)
 }
@@ -239,6 +246,12 @@ func (b *book) claim(s *Service, e *edit) {
 func (b *book) unclaim(s *Service, e *edit) {
 	k := s.target()
 	c := slices.DeleteFunc(b.claims[k], func(o *Service) bool { return o == s })
+	if s.Last != 0 {
+		if b.spans[s.spanKey()] = slices.DeleteFunc(b.spans[s.spanKey()], func(o *Service) bool { return o == s }); len(b.spans[s.spanKey()]) == 0 {
+			delete(b.spans, s.spanKey())
+		}
+	}
+	defer b.respan(k, s, e)
 	if len(c) == 0 {
 		delete(b.claims, k)
 	} else {
@@ -246,6 +259,28 @@ func (b *book) unclaim(s *Service, e *edit) {
 	}
 	b.contest(k)
 	e.touch(k)
+}
+
+// winner is who of those who claim a port has it; nil: nobody.
+func (b *book) winner(c []*Service) *Service {
+	if len(c) == 0 || b.lost(c[0]) {
+		return nil
+	}
+	return c[0]
+}
+
+// respan looks again at the ranges of an address on which a claim changed: of
+// a range, or of the first port of one.
+func (b *book) respan(k Target, s *Service, e *edit) {
+	for _, o := range b.spans[s.spanKey()] {
+		if s.Last != 0 || o.target() == k {
+			b.spanned(o, e)
+			break
+		}
+	}
+	if s.Last != 0 {
+		b.warnings = nil
+	}
 }
 
 func (b *book) contest(k Target) {
@@ -321,6 +356,7 @@ func (b *book) warningsNow() []string {
 			}
 		}
 	}
+	out = append(out, b.overlapping()...)
 	b.warnings = out
 	return out
 }

@@ -84,11 +84,19 @@ func (w *world) mutate(t *rapid.T) (small bool) {
 			if n%3 == 0 {
 				b.Addr = twin(b.Addr)
 			}
+			switch rapid.IntRange(0, 9).Draw(t, "state") {
+			case 0:
+				b.Ready, b.Draining = false, true
+			case 1:
+				b.Ready, b.Failed = false, true
+			}
+			b.Weight = rapid.SampledFrom([]uint16{0, 1, 2, 3, 256}).Draw(t, "weight")
 			for range s.Ports {
 				b.Targets = append(b.Targets, rapid.SampledFrom([]uint16{8080, 8080, 5353, 0}).Draw(t, "target"))
 			}
 			s.Backends = append(s.Backends, b)
 		}
+		options(t, s)
 		w.services[name] = s
 		return true
 	case what == 8: // an endpoint comes, or goes with those that show it
@@ -143,6 +151,34 @@ func (w *world) mutate(t *rapid.T) (small bool) {
 		w.networks[0].Overlay = rapid.SampledFrom([]string{state.OverlayNone, state.OverlayVXLAN}).Draw(t, "overlay")
 	}
 	return false
+}
+
+// options draws what else a service can ask for.
+func options(t *rapid.T, s *state.ServiceView) {
+	policy := rapid.SampledFrom([]string{state.PolicyAll, state.PolicyAll, state.PolicyLocal, state.PolicyPreferNode, state.PolicyPreferZone})
+	s.Balance = rapid.SampledFrom([]string{state.BalanceRandom, state.BalanceRandom, state.BalanceRandom, state.BalanceSource, state.BalanceSource, state.BalanceMaglev}).Draw(t, "balance")
+	s.Affinity = rapid.SampledFrom([]int64{0, 0, 60, 10800}).Draw(t, "affinity")
+	s.Inside, s.Outside = policy.Draw(t, "inside"), policy.Draw(t, "outside")
+	for _, a := range rapid.SliceOfN(rapid.SampledFrom([]string{"203.0.113.1", "203.0.113.2", "2001:db8:113::1", "10.96.9.9", "192.0.2.11"}), 0, 2).Draw(t, "external") {
+		s.Addresses = append(s.Addresses, addr(a))
+	}
+	for _, p := range rapid.SliceOfN(rapid.SampledFrom([]string{"192.0.2.0/24", "192.0.2.0/28", "198.51.100.7/32", "2001:db8::/64", "0.0.0.0/0"}), 0, 2).Draw(t, "sources") {
+		s.Sources = append(s.Sources, pfx(p))
+	}
+	for _, p := range rapid.SliceOfN(rapid.SampledFrom([]string{"192.0.2.11/32", "192.0.2.0/25", "::/0"}), 0, 1).Draw(t, "on") {
+		s.NodeAddrs = append(s.NodeAddrs, pfx(p))
+	}
+	for i := range s.Ports {
+		if p := &s.Ports[i]; rapid.IntRange(0, 3).Draw(t, "range") == 0 {
+			p.NodePort = 0
+			p.Last = p.Port + rapid.SampledFrom([]uint16{1, 3}).Draw(t, "last")
+			for b := range s.Backends {
+				if rapid.Bool().Draw(t, "straight") {
+					s.Backends[b].Targets[i] = p.Port
+				}
+			}
+		}
+	}
 }
 
 // TestBookAgrees: whatever changes in whatever order, and whatever fails, what

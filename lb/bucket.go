@@ -104,8 +104,11 @@ func (c class) chain(nodePorts bool) Chain {
 			add(inL4, MatchSet{Fields: append([]Field{v.saddr()}, port...), Not: true, Set: v.name(prefix + "from")}, drop)
 		}
 		if c&sticky == sticky {
-			add(inL4, SetPriority{[]Field{v.saddr(), v.daddr(), proto, dport}, v.name("aff")},
+			// What is remembered of a backend that is not one any more is forgotten.
+			client := []Field{v.saddr(), v.daddr(), proto, dport}
+			add(inL4, SetPriority{client, v.name("aff")},
 				DNATMap{V: v, Fields: append(slices.Clip(port), priority), Map: v.name(prefix + "affeps")})
+			add(inL4, Unlearn{V: v, Fields: client, Map: v.name("aff")})
 		}
 		pick := Field{ID: FieldSlot, Mod: uint32(c.slots())}
 		if c&(bySource|byMaglev) != 0 {

@@ -152,7 +152,7 @@ func sameSmall(a, b *Table) bool {
 }
 
 func (o *Ops) diffServices(nodePorts bool, old, now []Service) {
-	var diffs [len(versions)]portDiff
+	var diffs [len(versions)]*portDiff
 	for _, v := range versions {
 		sets := portSets(v, nodePorts)
 		diffs[v] = newPortDiff(&sets)

@@ -3,6 +3,7 @@ package lb
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -120,25 +121,25 @@ func (f *fakeKernel) Apply(o Ops) error {
 		f.tables[c.Family].Shape.Chains[c.Chain.Name] = f.Describe(TableSpec{Chains: []Chain{c.Chain}}).Chains[c.Chain.Name]
 	}
 	for _, s := range o.Sets {
-		els := f.tables[s.Family].Elems[s.Set.Name]
-		if s.Flush {
-			els = nil
+		els := make(map[string]Elem)
+		if !s.Flush {
+			for _, e := range f.tables[s.Family].Elems[s.Set.Name] {
+				els[e.Key] = e
+			}
 		}
 		for _, e := range s.Del {
-			i := slices.Index(els, e)
-			if i < 0 {
+			if els[e.Key] != e {
 				return fmt.Errorf("no element %s in %s", s.Set.text(e), s.Set.Name)
 			}
-			els = slices.Delete(slices.Clone(els), i, i+1)
+			delete(els, e.Key)
 		}
 		for _, e := range s.Add {
-			if slices.ContainsFunc(els, func(x Elem) bool { return x.Key == e.Key }) {
+			if _, ok := els[e.Key]; ok {
 				return fmt.Errorf("element %s is in %s", s.Set.text(e), s.Set.Name)
 			}
-			els = append(els, e)
+			els[e.Key] = e
 		}
-		slices.SortFunc(els, func(a, b Elem) int { return strings.Compare(a.Key, b.Key) })
-		f.tables[s.Family].Elems[s.Set.Name] = els
+		f.tables[s.Family].Elems[s.Set.Name] = slices.SortedFunc(maps.Values(els), func(a, b Elem) int { return strings.Compare(a.Key, b.Key) })
 	}
 	return f.fail
 }

@@ -26,18 +26,13 @@ func (e *edit) touch(k Target) {
 func (b *book) settle(e *edit) (Ops, judge) {
 	var o Ops
 	var stale judge
-	var diffs [2][len(versions)]portDiff
-	for kind := range diffs {
-		for v := range versions {
-			diffs[kind][v] = newPortDiff(&b.decl[v].ports[kind])
-		}
-	}
+	var diffs [2][len(versions)]*portDiff // of those that are touched
 	var old chainset
 	for k := range e.touched {
 		was, known := b.ports[k]
 		is := &Service{VIP: k.Addr, Proto: k.Proto, Port: k.Port}
-		if c := b.claims[k]; len(c) > 0 {
-			s := *c[0]
+		if first := b.winner(b.claims[k]); first != nil {
+			s := *first
 			s.Backends = s.place(backendsOf(was))
 			is = &s
 			b.ports[k] = is
@@ -52,7 +47,11 @@ func (b *book) settle(e *edit) (Ops, judge) {
 		if anyAddr(k.Addr) {
 			kind = 1
 		}
-		diffs[kind][versionOf(k.Addr)].change(was, is)
+		d := &diffs[kind][versionOf(k.Addr)]
+		if *d == nil {
+			*d = newPortDiff(&b.decl[versionOf(k.Addr)].ports[kind])
+		}
+		(*d).change(was, is)
 		if !b.made.has(is) {
 			if old.lb == nil {
 				old = newChainset().with(b.made)
@@ -67,7 +66,9 @@ func (b *book) settle(e *edit) (Ops, judge) {
 	var ops []SetOp
 	for kind := range diffs {
 		for v := range versions {
-			ops = append(ops, diffs[kind][v].ops()...)
+			if d := diffs[kind][v]; d != nil {
+				ops = append(ops, d.ops()...)
+			}
 		}
 	}
 	if e.publishes {

@@ -136,6 +136,17 @@ func (c *compiler) lookup(fields []Field, name string) {
 	c.add(&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: name})
 }
 
+// dynset changes a map whose values are priorities.
+func (c *compiler) dynset(fields []Field, d *expr.Dynset) {
+	c.load(append(slices.Clip(fields), priority)...)
+	at := 0
+	for _, f := range fields {
+		at += f.size() / 4
+	}
+	d.SrcRegKey, d.SrcRegData = register(0), register(at)
+	c.add(d)
+}
+
 // icmpType matches the protocol and loads the message's type.
 // [ payload load 1b @ transport header + 0 => reg 1 ]
 func (c *compiler) icmpType(v Version) {
@@ -206,14 +217,10 @@ func (c *compiler) stmt(s Stmt) {
 		}
 		c.equal(false, []byte(s.Value.elem())...)
 	case Learn: // [ dynset update reg_key 1 set aff sreg_data 2 timeout 10800000ms ]
-		fields := append(slices.Clip(s.Fields), priority)
-		c.load(fields...)
-		at := 0
-		for _, f := range s.Fields {
-			at += f.size() / 4
-		}
-		c.add(&expr.Dynset{SrcRegKey: register(0), SrcRegData: register(at), SetName: s.Map,
-			Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: time.Duration(s.Seconds) * time.Second})
+		c.dynset(s.Fields, &expr.Dynset{SetName: s.Map, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: time.Duration(s.Seconds) * time.Second})
+	case Unlearn: // [ dynset delete reg_key 1 set aff sreg_data 2 ]
+		const opDelete = 2 // NFT_DYNSET_OP_DELETE
+		c.dynset(s.Fields, &expr.Dynset{SetName: s.Map, Operation: opDelete})
 	case PriorityVmap: // [ meta load priority => reg 1 ] [ lookup reg 1 set bkt dreg 0 ]
 		c.add(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
 			&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: s.Map})

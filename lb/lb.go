@@ -11,7 +11,9 @@
 // Services are data, not chains: map svc says how many slots a service has,
 // map eps holds the slots, and chain lb-N picks one of N at random. Adding a
 // backend is one element of each, in time that does not depend on how many
-// services there are (a verdict map would validate the whole table again).
+// services there are (a verdict map would validate the whole table again). What
+// else a service asks for (clients that keep their backends, sources, other
+// ways to choose a slot) is in its class, and the class leads to another chain.
 //
 // Table bridge nodenet lifts the replies of local backends into the IP stack
 // when the client sits on the same bridge; see README.md.
@@ -381,7 +383,7 @@ func fixFor(err error) string {
 	case errors.Is(err, errNoPermission):
 		return "run as root or with CAP_NET_ADMIN in this network namespace"
 	case errors.Is(err, errNotSupported):
-		return "load nf_tables, nft_nat, nft_masq, nft_fib_inet, nft_numgen and nft_reject_inet (kernel 5.9 or newer)"
+		return "load nf_tables, nft_nat, nft_masq, nft_fib_inet, nft_numgen, nft_hash and nft_reject_inet (kernel 5.9 or newer)"
 	}
 	return "see the log; the same change is retried every 10 seconds"
 }

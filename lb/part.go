@@ -133,7 +133,7 @@ func (sc *scope) publish(v *state.View, out *part, p state.Publish) {
 	q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
 	all := anyAddr(q.HostAddr)
 	switch {
-	case q.Proto == 0:
+	case q.Proto != TCP && q.Proto != UDP:
 		out.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
 		return
 	case !p.Target.IsValid():

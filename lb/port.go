@@ -158,7 +158,8 @@ func (s *Service) others() (out [numPortSets][]Elem) {
 // portDiff collects what changes in the sets of ports of one version and kind.
 type portDiff [numPortSets]SetOp
 
-func newPortDiff(sets *[numPortSets]Set) (d portDiff) {
+func newPortDiff(sets *[numPortSets]Set) *portDiff {
+	d := new(portDiff)
 	for i := range sets {
 		d[i] = SetOp{Family: "inet", Set: sets[i]}
 	}

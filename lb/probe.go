@@ -60,6 +60,17 @@ func probe() error {
 		t.VIPs = append(t.VIPs, vip)
 		t.Services = append(t.Services, Service{VIP: vip, Proto: TCP, Port: 80, Backends: backends})
 		t.NodePorts = append(t.NodePorts, Service{VIP: anyOf(v), Proto: TCP, Port: 30080, Backends: backends})
+		vip = vip.Next()
+		t.VIPs = append(t.VIPs, vip)
+		for i, rule := range []class{bySource, byMaglev, fromSome, sticky} {
+			s := Service{VIP: vip, Proto: TCP, Port: uint16(80 + i), Backends: backends, Rule: rule, Sources: []netip.Prefix{prefix}}
+			if rule == sticky {
+				s.Affinity = 60
+			}
+			t.Services = append(t.Services, s)
+		}
+		t.Services = append(t.Services, Service{VIP: vip, Proto: TCP, Port: 8000, Last: 8080, Backends: backends, Rule: inRange})
+		t.NodePorts = append(t.NodePorts, Service{VIP: anyOf(v), Proto: UDP, Port: 30080, Backends: backends, Rule: onSome, HostAddrs: []netip.Prefix{prefix}})
 		t.Publishes = append(t.Publishes, Publish{HostAddr: anyOf(v), Proto: TCP, HostPort: 8080, Target: pod})
 		t.Masquerade, t.Cluster, t.Local = append(t.Masquerade, prefix), append(t.Cluster, prefix), append(t.Local, prefix)
 		t.LocalBackends = append(t.LocalBackends, LocalBackend{Target: Target{pod.Addr(), TCP, 80}, MAC: [6]byte{2}})

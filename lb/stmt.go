@@ -199,8 +199,14 @@ type (
 	PutPriority struct{ Class class }
 	// MatchPriority compares bits of the packet's priority.
 	MatchPriority struct{ Mask, Value class }
-	// Learn adds an element with the packet's priority as value to a map, or
-	// renews the time after which it goes.
+	// Unlearn deletes what Learn added.
+	Unlearn struct {
+		V      Version
+		Fields []Field
+		Map    string
+	}
+	// Learn adds an element with the packet's priority as value to a map. One
+	// that is there keeps its value, and has its time again.
 	Learn struct {
 		V       Version
 		Fields  []Field
@@ -294,6 +300,9 @@ func (s MatchPriority) String() string {
 		return "meta priority " + is
 	}
 	return "meta priority & " + format([]Kind{KindClass}, s.Mask.elem()) + " == " + is
+}
+func (s Unlearn) String() string {
+	return fmt.Sprintf("delete @%s { %s : meta priority }", s.Map, concat(s.Fields))
 }
 func (s Learn) String() string {
 	return fmt.Sprintf("update @%s { %s timeout %ds : meta priority }", s.Map, concat(s.Fields), s.Seconds)

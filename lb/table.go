@@ -257,6 +257,22 @@ func (t *Table) finish() {
 		return out
 	}
 	t.Services, t.NodePorts = byKey(t.Services), byKey(t.NodePorts)
+	var ranges []*Service
+	for i := range t.Services {
+		if t.Services[i].Last != 0 {
+			ranges = append(ranges, &t.Services[i])
+		}
+	}
+	if lost, warnings := overlaps(ranges); len(lost) > 0 {
+		t.Warnings = append(t.Warnings, warnings...)
+		out := make([]Service, 0, len(t.Services))
+		for i := range t.Services {
+			if !lost[&t.Services[i]] {
+				out = append(out, t.Services[i])
+			}
+		}
+		t.Services = out
+	}
 	slices.SortFunc(t.VIPs, netip.Addr.Compare)
 	t.VIPs = slices.Compact(t.VIPs)
 	slices.SortFunc(t.External, netip.Addr.Compare)

@@ -180,7 +180,7 @@ func newTopology(t *testing.T, v *state.View) *topology {
 func (tp *topology) start(v *state.View) {
 	tp.t.Helper()
 	var err error
-	tp.node.do(func() { tp.lb, err = New(Options{Loopback: tp.node}) })
+	tp.node.do(func() { tp.lb, err = New(Options{Loopback: tp.node, Conntrack: conntrack{tp.node}}) })
 	if err != nil {
 		tp.t.Fatal(err)
 	}
@@ -278,7 +278,14 @@ func (s *space) serve(name, tcp, udp string) {
 // call connects and returns the answer, or "refused", "timeout" or an error.
 func (s *space) call(network, address string) string {
 	s.t.Helper()
-	c, err := s.Dial(context.Background(), network, address)
+	return s.callFrom(nil, network, address)
+}
+
+func (s *space) callFrom(src net.Addr, network, address string) string {
+	s.t.Helper()
+	var c net.Conn
+	var err error
+	s.do(func() { c, err = (&net.Dialer{Timeout: 500 * time.Millisecond, LocalAddr: src}).Dial(network, address) })
 	if err == nil {
 		defer c.Close()
 		_ = c.SetDeadline(time.Now().Add(500 * time.Millisecond))

@@ -235,7 +235,7 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 			if class(t.prio)&s.Mask != s.Value {
 				return "", ""
 			}
-		case Learn: // what it remembers is of no use to this packet
+		case Learn, Unlearn: // what they remember is of no use to this packet
 		case ClearPriority:
 			t.prio = 0
 		case PriorityVmap:

@@ -12,9 +12,14 @@ import (
 // other one: balancing is random.
 func calls(t *testing.T, s *space, network, address string, want ...string) {
 	t.Helper()
+	callsOf(t, s.call, network, address, want...)
+}
+
+func callsOf(t *testing.T, call func(network, address string) string, network, address string, want ...string) {
+	t.Helper()
 	seen := make(map[string]int)
 	for range 60 {
-		got := s.call(network, address)
+		got := call(network, address)
 		seen[got]++
 		if !slices.Contains(want, got) {
 			break

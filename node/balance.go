@@ -69,8 +69,10 @@ func tracePacket(q url.Values) (p lb.Packet, slot uint32, err error) {
 		p.Proto = lb.TCP
 	case q.Get("protocol") == "udp":
 		p.Proto = lb.UDP
+	case q.Get("protocol") == "sctp":
+		p.Proto = lb.SCTP
 	default:
-		return p, 0, fmt.Errorf("protocol %q: use tcp or udp", q.Get("protocol"))
+		return p, 0, fmt.Errorf("protocol %q: use tcp, udp or sctp", q.Get("protocol"))
 	}
 	p.Sport = 40000 // any; no rule but the resolver's looks at it
 	n, err := strconv.ParseUint(q.Get("slot"), 10, 32)

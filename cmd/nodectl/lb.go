@@ -57,8 +57,8 @@ are not looked at.`,
 			if err != nil {
 				return usagef("%q: not ADDRESS:PORT", dst)
 			}
-			if proto != "tcp" && proto != "udp" {
-				return usagef("%q: use tcp or udp", proto)
+			if proto != "tcp" && proto != "udp" && proto != "sctp" {
+				return usagef("%q: use tcp, udp or sctp", proto)
 			}
 			src, err := netip.ParseAddr(from)
 			if err != nil {
