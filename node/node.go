@@ -209,6 +209,9 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if n.lb, err = lb.New(lb.Options{Logger: n.log.With("part", "lb"), Registry: reg, Conntrack: n.overlay.Conntrack()}); err != nil {
 		return err
 	}
+	if err := n.loadFirewalls(); err != nil {
+		return err
+	}
 	if n.fds, err = openFDStore(n.log.With("part", "dns")); err != nil {
 		return err
 	}

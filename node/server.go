@@ -288,5 +288,6 @@ func (n *Node) routes() http.Handler {
 	mux.HandleFunc("POST "+api.PathDNSWait, post(n.waitName))
 	mux.HandleFunc("GET "+api.PathDoctor, get(n.doctor))
 	n.clusterRoutes(mux)
+	n.firewallRoutes(mux)
 	return mux
 }
