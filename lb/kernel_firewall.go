@@ -136,3 +136,8 @@ func legacyRules(file string) bool {
 	b, err := os.ReadFile(file)
 	return err == nil && slices.Contains(strings.Fields(string(b)), "filter")
 }
+
+// LegacyRules reports whether the calling thread's network namespace has
+// filter rules of iptables-legacy. They drop packets like others and are not
+// to be seen by nftables.
+func LegacyRules() bool { return new(kernel).Legacy() }
