@@ -30,7 +30,7 @@ nft add chain inet foreign input '{ type filter hook input priority 0 ; }'
 nft add rule inet foreign input tcp dport 9999 drop
 nft add table ip filter
 nft add chain ip filter DOCKER-USER
-nft add chain ip filter FORWARD '{ type filter hook forward priority 0 ; policy drop ; }'
+nft add chain ip filter FORWARD '{ type filter hook forward priority 0 ; }'
 nft add rule ip filter FORWARD counter jump DOCKER-USER
 nft add rule ip filter DOCKER-USER counter return
 ip link add br0 type bridge
