@@ -15,6 +15,7 @@ func (p *parser) check() {
 	p.checkRanges()
 	p.checkLinks()
 	p.checkServices()
+	p.checkEntrances()
 	p.checkPublishes()
 }
 
@@ -178,6 +179,51 @@ func (p *parser) checkServices() {
 				nodePorts[key] = title
 			}
 		}
+	}
+}
+
+// checkEntrances compares where services are reached from outside of the
+// cluster: external addresses with their ports, and health ports.
+func (p *parser) checkEntrances() {
+	type entrance struct {
+		addr  netip.Addr
+		proto string
+		port  uint16
+	}
+	taken := map[entrance]string{}
+	health := map[uint16]string{}
+	own := p.cfg.ownPorts()
+	for i := range p.cfg.Service {
+		s := &p.cfg.Service[i]
+		title := "service " + s.FullName()
+		for _, a := range s.Addresses {
+			at := p.where(title, "address", s.Pos)
+			for _, r := range p.ranges() {
+				if !r.local && r.prefix.Contains(a) {
+					p.faults.add(at, title, "address %s: lies in %s, which nodenet gives addresses from; choose one of the LAN", a, r)
+				}
+			}
+			for _, sp := range s.Ports {
+				for n := int(sp.Port); n <= int(max(sp.Port, sp.Last)); n++ {
+					e := entrance{a, sp.Protocol, uint16(n)}
+					if other, dup := taken[e]; dup && other != title {
+						p.faults.add(at, title, "address %s: its port %d/%s is that of %s, choose another", a, n, sp.Protocol, other)
+						break
+					}
+					taken[e] = title
+				}
+			}
+		}
+		if s.HealthPort == 0 {
+			continue
+		}
+		at := p.where(title, "health_port", s.Pos)
+		if other, dup := health[s.HealthPort]; dup {
+			p.faults.add(at, title, "health_port %d: is that of %s, choose another", s.HealthPort, other)
+		} else if user, used := own[fmt.Sprintf("%d/tcp", s.HealthPort)]; used {
+			p.faults.add(at, title, "health_port %d: is the port of %s, choose another", s.HealthPort, user)
+		}
+		health[s.HealthPort] = title
 	}
 }
 

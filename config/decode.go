@@ -115,7 +115,7 @@ func (p *parser) publish(b block) {
 		return
 	}
 	pub := Publish{Pos: b.pos}
-	host, proto, err := protocol(b.keys[1])
+	host, proto, err := protocol(b.keys[1], "tcp", "udp")
 	if err != nil {
 		p.faults.add(b.pos, title, "%v", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -124,14 +125,15 @@ func portRange(s string) (PortRange, error) {
 	return PortRange{first, last}, nil
 }
 
-// protocol cuts /tcp or /udp off s; tcp without it.
-func protocol(s string) (rest, proto string, err error) {
+// protocol cuts one of the known protocols off s; the first without it.
+func protocol(s string, known ...string) (rest, proto string, err error) {
 	rest, proto, ok := strings.Cut(s, "/")
 	if !ok {
-		return s, "tcp", nil
+		return s, known[0], nil
 	}
-	if proto != "tcp" && proto != "udp" {
-		return rest, "", fmt.Errorf("%s: unknown protocol %q, write /tcp or /udp", s, proto)
+	if !slices.Contains(known, proto) {
+		words := "/" + strings.Join(known[:len(known)-1], ", /") + " or /" + known[len(known)-1]
+		return rest, "", fmt.Errorf("%s: unknown protocol %q, write %s", s, proto, words)
 	}
 	return rest, proto, nil
 }

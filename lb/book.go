@@ -25,39 +25,47 @@ type book struct {
 	pub   *part
 
 	// claims are the services that ask for a port, sorted by name; the first
-	// has it. Node ports have no address.
-	claims  map[Target][]*Service
-	rivals  map[Target]bool // ports that several ask for
-	slots   map[Target][]netip.AddrPort
-	lb, np  classes
-	vips    refs[netip.Addr]
-	local   refs[Target]     // targets on this node
-	hairpin refs[netip.Addr] // their addresses
-	remote  refs[Target]     // elsewhere, and reached by addresses of the node
+	// has it. Of node ports the address is anyOf their version.
+	claims map[Target][]*Service
+	rivals map[Target]bool     // ports that several ask for
+	ports  map[Target]*Service // as the kernel has them: those of the first claims, with slots in its order
+	made   chainset
+	vips   refs[netip.Addr]
+	// external are the addresses outside of the service ranges, sticky the
+	// backends that clients keep.
+	external refs[netip.Addr]
+	sticky   refs[Target]
+	local    refs[Target]     // targets on this node
+	hairpin  refs[netip.Addr] // their addresses
+	remote   refs[Target]     // elsewhere, and reached by addresses of the node
 
 	services, backends int
 	warned             map[string]bool // services with warnings
 	warnings           []string        // nil: to be collected anew
-	decl               declarations
+	decl               [len(versions)]declarations
 }
 
-// declarations are the sets whose elements a service can change.
-type declarations struct{ svc, eps, npsvc, npeps, publish, publishAny, vips, hairpin, remote, lift Set }
+// declarations are the sets of one version whose elements a service can change.
+type declarations struct {
+	ports                                      [2][numPortSets]Set // node ports are the second
+	vips, external, hairpin, remote, ids, lift Set
+}
 
-func newDeclarations() declarations {
+func newDeclarations() (out [len(versions)]declarations) {
 	var t Table
-	big, small, br := t.bigSets(), t.smallSets(), t.bridgeTable().Sets
-	named := func(sets []Set, name string) Set {
-		i := slices.IndexFunc(sets, func(s Set) bool { return s.Name == name })
-		sets[i].Elems = nil
-		return sets[i]
+	sets := slices.Concat(t.smallSets(), t.bridgeTable().Sets)
+	for _, v := range versions {
+		named := func(name string) Set {
+			i := slices.IndexFunc(sets, func(s Set) bool { return s.Name == v.name(name) })
+			return sets[i]
+		}
+		out[v] = declarations{
+			ports: [2][numPortSets]Set{portSets(v, false), portSets(v, true)},
+			vips:  named("vips"), external: named("external"), hairpin: named("hairpin"), remote: named("remote"),
+			ids: named("ids"), lift: named("backends"),
+		}
 	}
-	return declarations{
-		svc: named(big, "svc"), eps: named(big, "eps"), npsvc: named(big, "npsvc"), npeps: named(big, "npeps"),
-		publish: named(small, "publish"), publishAny: named(small, "publishany"),
-		vips: named(small, "vips"), hairpin: named(small, "hairpin"), remote: named(small, "remote"),
-		lift: named(br, "backends"),
-	}
+	return out
 }
 
 // refs counts who asks for a key, and remembers until it is settled which keys
@@ -81,18 +89,24 @@ func (r *refs[K]) add(k K, d int) {
 	}
 }
 
-// settle adds to an operation the elements of keys that came or went.
-func (r *refs[K]) settle(op *SetOp, elem func(K) (Elem, bool)) {
+// settle returns the elements of keys that came or went, in the set of each
+// version.
+func (r *refs[K]) settle(family string, set func(Version) Set, elem func(K) (Version, Elem, bool)) []SetOp {
+	var ops []SetOp
+	for _, v := range versions {
+		ops = append(ops, SetOp{Family: family, Set: set(v)})
+	}
 	for k, was := range r.was {
 		if is := r.n[k]; (was > 0) != (is > 0) {
-			if e, ok := elem(k); ok && is > 0 {
-				op.Add = append(op.Add, e)
+			if v, e, ok := elem(k); ok && is > 0 {
+				ops[v].Add = append(ops[v].Add, e)
 			} else if ok {
-				op.Del = append(op.Del, e)
+				ops[v].Del = append(ops[v].Del, e)
 			}
 		}
 	}
 	r.forget()
+	return ops
 }
 
 func (r *refs[K]) forget() { clear(r.was) }
@@ -103,7 +117,8 @@ func newBook(v *state.View, l Local) *book {
 	n := v.NumServices()
 	b := &book{
 		sc: sc, view: v, frame: sc.frame(v.Rev), pub: new(part), parts: make(map[string]*part, n),
-		claims: make(map[Target][]*Service, n), rivals: make(map[Target]bool), slots: make(map[Target][]netip.AddrPort, n),
+		claims: make(map[Target][]*Service, n), rivals: make(map[Target]bool), ports: make(map[Target]*Service, n),
+		made: newChainset(), external: newRefs[netip.Addr](), sticky: newRefs[Target](),
 		vips: newRefs[netip.Addr](), local: newRefs[Target](), hairpin: newRefs[netip.Addr](), remote: newRefs[Target](),
 		warned: make(map[string]bool), decl: newDeclarations(),
 	}
@@ -113,9 +128,11 @@ func newBook(v *state.View, l Local) *book {
 	}
 	b.publish(sc.published(v), &e)
 	for k, c := range b.claims {
-		b.slots[k] = c[0].Backends
+		b.ports[k] = c[0]
 	}
 	b.vips.forget()
+	b.external.forget()
+	b.sticky.forget()
 	b.local.forget()
 	b.hairpin.forget()
 	b.remote.forget()
@@ -126,13 +143,11 @@ func newBook(v *state.View, l Local) *book {
 func (b *book) adopt(t *Table) {
 	for _, list := range [][]Service{t.Services, t.NodePorts} {
 		for i := range list {
-			b.slots[list[i].target()] = list[i].Backends
+			b.ports[list[i].target()] = &list[i]
 		}
 	}
-	b.lb, b.np = t.buckets()
+	b.made = t.chainset()
 }
-
-func (s *Service) target() Target { return Target{s.VIP, s.Proto, s.Port} }
 
 // put makes p what a service asks for; nil: nothing.
 func (b *book) put(name string, p *part, e *edit) {
@@ -185,8 +200,16 @@ func (b *book) note(name string, old, now *part) {
 
 // count adds or takes away what a part shares with others.
 func (b *book) count(p *part, d int) {
-	if p.vip.IsValid() {
-		b.vips.add(p.vip, d)
+	for _, a := range p.vips {
+		b.vips.add(a, d)
+	}
+	for _, a := range p.externals {
+		b.external.add(a, d)
+	}
+	for _, x := range p.sticky {
+		b.sticky.add(x, d)
+	}
+	if len(p.vips) > 0 {
 		b.services += d
 	}
 	b.backends += d * p.backends
@@ -238,10 +261,10 @@ func (b *book) contest(k Target) {
 }
 
 // follow reports whether the changes to a view can be made service by
-// service: the frame stays, and no endpoint moved between networks under a
-// service that does not show it.
-func (b *book) follow(c *state.Changes) bool {
-	if c.All || c.Networks {
+// service: the frame stays, no node went to another zone, and no endpoint moved
+// between networks under a service that does not show it.
+func (b *book) follow(v *state.View, c *state.Changes) bool {
+	if c.All || c.Networks || c.Nodes && !maps.Equal(b.sc.zones, zonesOf(v)) {
 		return false
 	}
 	for _, e := range c.Endpoints {
@@ -253,9 +276,9 @@ func (b *book) follow(c *state.Changes) bool {
 }
 
 // change turns the book to a view that differs by c, and returns the
-// transaction that turns the kernel, with the UDP destinations whose flows may
-// be stale. Its cost is that of the services in c.
-func (b *book) change(v *state.View, c *state.Changes) (Ops, []Target) {
+// transaction that turns the kernel, with what says which flows are stale. Its
+// cost is that of the services in c.
+func (b *book) change(v *state.View, c *state.Changes) (Ops, judge) {
 	var e edit
 	b.view, b.frame.Rev = v, v.Rev
 	for _, s := range c.Services {
@@ -284,14 +307,18 @@ func (b *book) warningsNow() []string {
 	out = append(out, b.pub.warnings...)
 	// Those of virtual addresses first.
 	keys := slices.SortedFunc(maps.Keys(b.rivals), func(x, y Target) int {
-		if x.Addr.IsValid() != y.Addr.IsValid() {
-			return map[bool]int{true: -1, false: 1}[x.Addr.IsValid()]
+		if anyAddr(x.Addr) != anyAddr(y.Addr) {
+			return map[bool]int{true: 1, false: -1}[anyAddr(x.Addr)]
 		}
 		return compareTarget(x, y)
 	})
+	told := make(map[string]bool) // both versions would say the same
 	for _, k := range keys {
 		for _, loser := range b.claims[k][1:] {
-			out = append(out, taken(b.claims[k][0], loser))
+			if w := taken(b.claims[k][0], loser); !told[w] {
+				told[w] = true
+				out = append(out, w)
+			}
 		}
 	}
 	b.warnings = out
@@ -303,19 +330,19 @@ func (b *book) warningsNow() []string {
 func (b *book) table() Table {
 	t := b.frame
 	t.services, t.backends = b.services, b.backends
-	t.lbClasses, t.npClasses = b.lb, b.np
-	for k, c := range b.claims {
-		s := *c[0]
-		s.Backends = b.slots[k]
-		if k.Addr.IsValid() {
-			t.Services = append(t.Services, s)
+	t.made = newChainset().with(b.made)
+	for k, s := range b.ports {
+		if !anyAddr(k.Addr) {
+			t.Services = append(t.Services, *s)
 		} else {
-			t.NodePorts = append(t.NodePorts, s)
+			t.NodePorts = append(t.NodePorts, *s)
 		}
 	}
 	slices.SortFunc(t.Services, compareService)
 	slices.SortFunc(t.NodePorts, compareService)
 	t.VIPs = slices.SortedFunc(maps.Keys(b.vips.n), netip.Addr.Compare)
+	t.External = slices.SortedFunc(maps.Keys(b.external.n), netip.Addr.Compare)
+	t.Sticky = slices.SortedFunc(maps.Keys(b.sticky.n), compareTarget)
 	for _, x := range slices.SortedFunc(maps.Keys(b.local.n), compareTarget) {
 		t.LocalBackends = append(t.LocalBackends, b.sc.localBackend(x))
 	}
@@ -328,7 +355,7 @@ func (b *book) table() Table {
 // outline is the table without what services change: enough to compare shapes.
 func (b *book) outline() Table {
 	t := b.frame
-	t.lbClasses, t.npClasses = b.lb, b.np
+	t.made = b.made
 	return t
 }
 
@@ -355,7 +382,9 @@ func (b *book) agrees() string {
 }
 
 func equalService(a, b Service) bool {
-	return a.Name == b.Name && compareService(a, b) == 0 && slices.Equal(a.Backends, b.Backends)
+	return a.Name == b.Name && compareService(a, b) == 0 && a.Last == b.Last && a.class() == b.class() && a.Affinity == b.Affinity &&
+		slices.Equal(a.Backends, b.Backends) && slices.Equal(a.Sources, b.Sources) && slices.Equal(a.HostAddrs, b.HostAddrs) &&
+		slices.Equal(a.Lasting, b.Lasting) && slices.Equal(a.Dead, b.Dead)
 }
 
 // equal reports whether two Locals mean the same.

@@ -130,7 +130,7 @@ func (k *kernel) portsOf(t *nftables.Table, exprs []expr.Any) ([][2]uint16, erro
 			if err != nil {
 				return nil, fmt.Errorf("read set %s: %w", e.SetName, explain(err))
 			}
-			out = append(out, portSet(elems, set.Interval)...)
+			out = append(out, portRanges(elems, set.Interval)...)
 		case *expr.Match:
 			info, ok := e.Info.(*xt.Unknown)
 			if !ok {
@@ -151,9 +151,9 @@ func (k *kernel) portsOf(t *nftables.Table, exprs []expr.Any) ([][2]uint16, erro
 	return out, nil
 }
 
-// portSet reads the elements of a set of ports; an interval is two elements,
+// portRanges reads the elements of a set of ports; an interval is two elements,
 // its first port and the one after its last, which is marked as an end.
-func portSet(elems []nftables.SetElement, interval bool) [][2]uint16 {
+func portRanges(elems []nftables.SetElement, interval bool) [][2]uint16 {
 	slices.SortFunc(elems, func(a, b nftables.SetElement) int { return bytes.Compare(a.Key, b.Key) })
 	var out [][2]uint16
 	for _, e := range elems {

@@ -151,7 +151,7 @@ func (w *watch) tell() {
 func (w *watch) upTo(g uint32) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.newest != 0 && !after(w.newest, g)
+	return w.newest != 0 && !later(w.newest, g)
 }
 
 // between returns the transactions after generation from, up to g, that
@@ -169,13 +169,13 @@ func (w *watch) between(from, g uint32) (list []touch, known bool) {
 	for {
 		w.mu.Lock()
 		newest, since, moved := w.newest, w.since, w.moved
-		if newest != 0 && !after(g, newest) {
+		if newest != 0 && !later(g, newest) {
 			defer w.mu.Unlock()
-			if after(since, from) {
+			if later(since, from) {
 				return nil, false
 			}
 			for _, t := range w.touched {
-				if after(t.gen, from) && !after(t.gen, g) {
+				if later(t.gen, from) && !later(t.gen, g) {
 					list = append(list, t)
 				}
 			}
@@ -198,14 +198,14 @@ func (w *watch) forget(upTo uint32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	i := 0
-	for i < len(w.touched) && !after(w.touched[i].gen, upTo) {
+	for i < len(w.touched) && !later(w.touched[i].gen, upTo) {
 		i++
 	}
 	w.touched = append(w.touched[:0], w.touched[i:]...)
 }
 
-// after compares generations, which wrap around.
-func after(a, b uint32) bool { return int32(a-b) > 0 }
+// later compares generations, which wrap around.
+func later(a, b uint32) bool { return int32(a-b) > 0 }
 
 // message is one of the kernel's about nftables.
 type message struct {

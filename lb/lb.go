@@ -29,7 +29,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -39,20 +38,11 @@ import (
 	"nodenet/state"
 )
 
-// Conntrack forgets flows, so that a UDP client whose flow was pinned to a
-// backend that went (or to no backend at all) is balanced anew: a UDP entry
-// lives as long as its client keeps sending.
-type Conntrack interface {
-	// Flush deletes the entries whose original destination is dst and port.
-	// An invalid dst stands for every address of this host.
-	Flush(proto uint8, dst netip.Addr, port uint16) error
-}
-
 // Options configure an LB. The zero value works in a process that may
 // administer its network namespace.
 type Options struct {
 	Kernel    Kernel     // nil: the kernel's nftables, see OpenKernel
-	Conntrack Conntrack  // nil: stale UDP flows are left alone
+	Conntrack Conntrack  // nil: stale flows are left alone
 	Loopback  LoopbackIO // nil: the process's network namespace
 	Logger    *slog.Logger
 	Registry  prometheus.Registerer // nil: no metrics
@@ -320,7 +310,7 @@ func (b *LB) apply(w *wish) error {
 		b.expected = g
 	}
 	took := time.Since(start)
-	b.forget(stale)
+	b.forget(stale, w.l.NodeAddrs)
 	b.book = now
 	b.loop.set(now.pub.loopback)
 
@@ -338,47 +328,34 @@ func (b *LB) apply(w *wish) error {
 	return nil
 }
 
-// plan returns the book of w, the transaction that leads there and the UDP
-// destinations to forget. Where it can, it changes the book that there is, and
+// plan returns the book of w, the transaction that leads there and what says
+// which flows are stale. Where it can, it changes the book that there is, and
 // then only what differs between the two views is looked at.
-func (b *LB) plan(w *wish) (*book, Ops, []Target, error) {
+func (b *LB) plan(w *wish) (*book, Ops, judge, error) {
 	if b.book != nil && b.book.sc.l.equal(&w.l) {
-		if c := w.v.Since(b.book.view); b.book.follow(c) {
+		if c := w.v.Since(b.book.view); b.book.follow(w.v, c) {
 			ops, stale := b.book.change(w.v, c)
 			return b.book, ops, stale, nil
 		}
 	}
 	now := newBook(w.v, w.l)
 	var ops Ops
-	var stale []Target
+	var stale judge
 	var next Table
 	if b.book != nil {
 		old := b.book.table()
 		next = arrange(now.table(), slotsOf(&old))
-		ops, stale = diffTables(&old, &next), staleUDP(&old, &next)
+		ops, stale = diffTables(&old, &next), between(&old, &next)
 	} else {
 		have, err := b.opt.Kernel.Observe(true)
 		if err != nil {
-			return nil, Ops{}, nil, fmt.Errorf("list tables nodenet: %w", err)
+			return nil, Ops{}, judge{}, fmt.Errorf("list tables nodenet: %w", err)
 		}
 		next = arrange(now.table(), slotsObserved(have))
-		ops = diffObserved(b.opt.Kernel, have, next.Ruleset())
+		ops, stale = diffObserved(b.opt.Kernel, have, next.Ruleset()), everything(&next)
 	}
 	now.adopt(&next)
 	return now, ops, stale, nil
-}
-
-// forget drops conntrack entries that would keep UDP clients on a backend
-// that is gone, or on none.
-func (b *LB) forget(stale []Target) {
-	if b.opt.Conntrack == nil {
-		return
-	}
-	for _, x := range stale {
-		if err := b.opt.Conntrack.Flush(UDP, x.Addr, x.Port); err != nil {
-			b.log.Warn("forget UDP flows", "addr", x.Addr, "port", x.Port, "err", err)
-		}
-	}
 }
 
 // note records the outcome and logs when it turns from good to bad or back.

@@ -337,8 +337,8 @@ func TestPublishedRange(t *testing.T) {
 		{Protocol: "udp", HostAddr: addr("192.0.2.11"), HostPort: 5000, Last: 5001, Target: addr("10.244.0.3"), Port: 53},
 	}}, nil, nil)
 	tab := Derive(v, testLocal())
-	if len(tab.Publishes) != 13 || len(tab.Loopback) != 11 || len(tab.Warnings) != 0 {
-		t.Fatalf("%d published, %d on loopback, warnings %q; want 13, 11, none", len(tab.Publishes), len(tab.Loopback), tab.Warnings)
+	if len(tab.Publishes) != 13 || len(tab.Loopback) != 22 || len(tab.Warnings) != 0 {
+		t.Fatalf("%d published, %d on loopback, warnings %q; want 13, 22 (of both IP versions), none", len(tab.Publishes), len(tab.Loopback), tab.Warnings)
 	}
 	rs := tab.Ruleset()
 	for _, c := range []struct {

@@ -13,6 +13,7 @@ type metrics struct {
 	applied             prometheus.Counter // of applies: those that went well
 	operations, repairs prometheus.Counter
 	disagreements       prometheus.Counter
+	flows               *prometheus.CounterVec
 	seconds             prometheus.Histogram
 }
 
@@ -30,6 +31,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Help: "Times that rules were found changed from outside."}),
 		disagreements: prometheus.NewCounter(prometheus.CounterOpts{Name: "nodenet_lb_disagreements_total",
 			Help: "Times that what was kept up to date differed from what is derived from scratch."}),
+		flows: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nodenet_lb_flows_forgotten_total",
+			Help: "Tracked flows ended because their backend went or failed, by protocol."}, []string{"proto"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "nodenet_lb_apply_seconds",
 			Help: "Time to compare and program one table.", Buckets: prometheus.ExponentialBuckets(10e-6, 4, 10)}),
 	}
@@ -37,7 +40,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.disagreements, m.seconds} {
+	for _, c := range []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.disagreements, m.flows, m.seconds} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register lb metrics: %w", err)
 		}

@@ -17,10 +17,14 @@ type scope struct {
 	// another node cannot be reached from here, even where the same address
 	// exists on this node too.
 	far map[string]bool
+	// zones are those of the nodes that are in one, zone is this node's.
+	zones map[state.NodeID]string
+	zone  string
 }
 
 func newScope(v *state.View, l Local) *scope {
-	s := &scope{l: l, far: make(map[string]bool)}
+	s := &scope{l: l, far: make(map[string]bool), zones: zonesOf(v)}
+	s.zone = s.zones[l.Self]
 	for i := range v.Networks {
 		if v.Networks[i].Local() {
 			s.far[v.Networks[i].Name] = true
@@ -35,20 +39,22 @@ func newScope(v *state.View, l Local) *scope {
 }
 
 func (b *BridgeInfo) usable() bool {
-	return b.Name != "" && b.Prefix.IsValid() && b.Prefix.Addr().Is4()
+	return b.Name != "" && b.Prefix.IsValid()
 }
 
 // part is what one service, or all published ports together, ask of the
 // kernel. It depends on nothing else, so that a service can be taken out of a
 // table and put back without a look at the others.
 type part struct {
-	vip       netip.Addr // invalid: none, or not to be programmed here
+	vips      []netip.Addr // that are programmed here
+	externals []netip.Addr // the same of external addresses
 	services  []Service
 	nodePorts []Service
 	publishes []Publish // loopback ones excluded
 	loopback  []Publish
 	targets   []hosted
-	backends  int // different addresses, for people
+	sticky    []Target // backends that clients keep
+	backends  int      // different addresses of one version, for people
 	warnings  []string
 }
 
@@ -60,63 +66,10 @@ type hosted struct {
 }
 
 func (p *part) warn(format string, args ...any) {
-	p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
+	p.warnings = append(p.warnings, sprint(format, args...))
 }
 
-// service derives the part of one service. Its cost is that of its backends.
-func (sc *scope) service(v *state.View, s *state.ServiceView) *part {
-	p := new(part)
-	if sc.vip(p, s) {
-		p.vip = s.VIP
-	}
-	key := s.Key()
-	reachable := make([]bool, len(s.Backends))
-	for i := range s.Backends {
-		b := &s.Backends[i]
-		reachable[i] = b.Ready && b.Addr.Is4() && !sc.elsewhere(v, b)
-	}
-	counted := make(map[netip.Addr]bool, len(s.Backends))
-	for i, port := range s.Ports {
-		proto := protoNumber(port.Protocol)
-		if proto == 0 {
-			p.warn("service %s port %d: protocol %q is not balanced: use tcp or udp", key, port.Port, port.Protocol)
-			continue
-		}
-		backends := make([]netip.AddrPort, 0, len(s.Backends))
-		for b := range s.Backends {
-			be := &s.Backends[b]
-			if reachable[b] && i < len(be.Targets) && be.Targets[i] != 0 {
-				backends = append(backends, netip.AddrPortFrom(be.Addr, be.Targets[i]))
-			}
-		}
-		slices.SortFunc(backends, netip.AddrPort.Compare)
-		backends = slices.Compact(backends)
-		if len(backends) > MaxSlots {
-			p.warn("service %s port %d: %d backends, the first %d are used", key, port.Port, len(backends), MaxSlots)
-			backends = backends[:MaxSlots]
-		}
-		nodePort := port.NodePort
-		if nodePort != 0 && sc.l.NodePortLast != 0 && (nodePort < sc.l.NodePortFirst || nodePort > sc.l.NodePortLast) {
-			p.warn("service %s: node port %d is outside %d-%d", key, nodePort, sc.l.NodePortFirst, sc.l.NodePortLast)
-			nodePort = 0
-		}
-		if p.vip.IsValid() {
-			p.services = append(p.services, Service{Name: key, VIP: s.VIP, Proto: proto, Port: port.Port, Backends: backends})
-		}
-		if nodePort != 0 {
-			p.nodePorts = append(p.nodePorts, Service{Name: key, Proto: proto, Port: nodePort, Backends: backends})
-		}
-		if !p.vip.IsValid() && nodePort == 0 {
-			continue
-		}
-		for _, b := range backends {
-			counted[b.Addr()] = true
-			p.targets = append(p.targets, hosted{Target{b.Addr(), proto, b.Port()}, nodePort != 0})
-		}
-	}
-	p.backends = len(counted)
-	return p
-}
+func sprint(format string, args ...any) string { return fmt.Sprintf(format, args...) }
 
 // elsewhere reports whether a backend is on a network that another node has
 // for itself.
@@ -128,18 +81,22 @@ func (sc *scope) elsewhere(v *state.View, b *state.BackendOf) bool {
 	return e != nil && sc.far[e.Network]
 }
 
-// vip reports whether a service's address can be programmed here.
-func (sc *scope) vip(p *part, s *state.ServiceView) bool {
+// vip reports whether an address of a service can be programmed here.
+func (sc *scope) vip(p *part, s *state.ServiceView, a netip.Addr) bool {
+	in, resolver := sc.l.Range, sc.l.Resolver
+	if versionOf(a) == V6 {
+		in, resolver = sc.l.Range6, sc.l.Resolver6
+	}
 	switch {
-	case !s.VIP.IsValid():
+	case !a.IsValid():
 		return false
-	case s.VIP == sc.l.Resolver:
+	case a == resolver:
 		return false // the resolver answers there itself
-	case !s.VIP.Is4():
-		p.warn("service %s: vip %s: only IPv4 is balanced", s.Key(), s.VIP)
+	case !in.IsValid():
+		p.warn("service %s: vip %s: the services have no range of that version: name one after `services`", s.Key(), a)
 		return false
-	case !sc.l.Range.IsValid() || !sc.l.Range.Contains(s.VIP):
-		p.warn("service %s: vip %s is outside the service range %s", s.Key(), s.VIP, sc.l.Range.Masked())
+	case !in.Contains(a):
+		p.warn("service %s: vip %s is outside the service range %s", s.Key(), a, in.Masked())
 		return false
 	}
 	return true
@@ -149,28 +106,33 @@ func (sc *scope) vip(p *part, s *state.ServiceView) bool {
 func (sc *scope) published(v *state.View) *part {
 	out := new(part)
 	for _, p := range v.Publishes {
-		q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
-		switch {
-		case q.Proto == 0:
-			out.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
-			continue
-		case !p.Target.Is4() || q.HostAddr.Is6():
-			out.warn("publish %s: only IPv4 is published", p.Key())
-			continue
-		case q.HostPort == 0 || p.Port == 0:
-			out.warn("publish %s: port 0", p.Key())
-			continue
-		}
-		if q.HostAddr.IsUnspecified() {
-			q.HostAddr = netip.Addr{}
-		}
-		if !q.HostAddr.IsLoopback() && q.HostAddr.IsValid() && len(sc.l.NodeAddrs) > 0 && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
-			out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
-		}
-		out.publish(q, p.LastPort())
+		sc.publish(out, p)
 	}
 	out.publishes, out.loopback = uniquePublishes(out.publishes), uniquePublishes(out.loopback)
 	return out
+}
+
+func (sc *scope) publish(out *part, p state.Publish) {
+	q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
+	all := anyAddr(q.HostAddr)
+	switch {
+	case q.Proto == 0:
+		out.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
+		return
+	case !p.Target.IsValid():
+		out.warn("publish %s: no target address", p.Key())
+		return
+	case q.HostPort == 0 || p.Port == 0:
+		out.warn("publish %s: port 0", p.Key())
+		return
+	case !all && !q.HostAddr.IsLoopback() && versionOf(q.HostAddr) != versionOf(p.Target):
+		out.warn("publish %s: %s and the target %s are of different IP versions: only a loopback address can be published to the other one", p.Key(), q.HostAddr, p.Target)
+		return
+	}
+	if len(sc.l.NodeAddrs) > 0 && !all && !q.HostAddr.IsLoopback() && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
+		out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
+	}
+	out.publish(q, p.LastPort())
 }
 
 // uniquePublishes sorts; of two that claim one port the first stays.
@@ -205,15 +167,15 @@ func (sc *scope) localBackend(x Target) LocalBackend {
 // published ports.
 func (sc *scope) frame(rev uint64) Table {
 	l := &sc.l
-	t := Table{Rev: rev, Range: l.Range.Masked(), Resolver: l.Resolver, Addrs: slices.Clone(l.NodeAddrs)}
+	t := Table{Rev: rev, Range: l.Range.Masked(), Range6: l.Range6.Masked(), Resolver: l.Resolver, Resolver6: l.Resolver6, Addrs: slices.Clone(l.NodeAddrs)}
 	for _, b := range l.Bridges {
 		if !b.usable() {
 			continue
 		}
-		t.Bridges = append(t.Bridges, Bridge{Name: b.Name, Prefix: b.Prefix.Masked(), Internal: b.Internal})
+		t.Bridges = append(t.Bridges, Bridge{Name: b.Name, Prefix: b.Prefix.Masked(), Prefix6: b.Prefix6.Masked(), Internal: b.Internal})
 		t.Links = append(t.Links, b.Name)
 		if b.Masquerade && !b.Internal {
-			t.Masquerade = append(t.Masquerade, b.Prefix.Masked())
+			t.Masquerade = append(t.Masquerade, b.Prefix.Masked(), b.Prefix6.Masked())
 		}
 		for _, own := range b.Own {
 			t.routes = append(t.routes, Bridge{Name: b.Name, Prefix: own})

@@ -2,26 +2,40 @@ package lb
 
 import "net/netip"
 
-// publish adds a published port and those of its range up to last, if that is
-// more. Each is an element of its own: a range as one element could not shift
-// the port by as much as the host's port is from the first.
+// publish adds a published port, or a range of them: a port of a range goes to
+// the target's port as far from its first one as it is from HostPort. In the
+// kernel and on loopback each port is an entry of its own, since the target's
+// ports differ. A range that would pass 65535 ends there.
 func (p *part) publish(q Publish, last uint16) {
-	for i := range int(max(q.HostPort, last)) - int(q.HostPort) + 1 {
-		one := q
-		one.HostPort += uint16(i)
-		one.Target = netip.AddrPortFrom(q.Target.Addr(), q.Target.Port()+uint16(i))
-		if one.Target.Port() < q.Target.Port() {
-			return // past 65535: refused where it is asked for
+	all := anyAddr(q.HostAddr)
+	if all {
+		q.HostAddr = anyOf(versionOf(q.Target.Addr()))
+	}
+	for {
+		if all || q.HostAddr.IsLoopback() {
+			p.onLoopback(q, all)
 		}
-		if !one.HostAddr.IsLoopback() {
-			p.publishes = append(p.publishes, one)
-			p.targets = append(p.targets, hosted{Target{one.Target.Addr(), one.Proto, one.Target.Port()}, true})
+		if all || !q.HostAddr.IsLoopback() {
+			p.publishes = append(p.publishes, q)
+			p.targets = append(p.targets, hosted{Target{q.Target.Addr(), q.Proto, q.Target.Port()}, true})
 		}
-		if one.HostAddr.IsLoopback() || !one.HostAddr.IsValid() {
-			if !one.HostAddr.IsValid() {
-				one.HostAddr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-			}
-			p.loopback = append(p.loopback, one)
+		if q.HostPort >= last || q.Target.Port() == 65535 {
+			return
 		}
+		q.HostPort++
+		q.Target = netip.AddrPortFrom(q.Target.Addr(), q.Target.Port()+1)
+	}
+}
+
+// onLoopback adds the listeners of a port. They are a process, which reaches a
+// target of either IP version.
+func (p *part) onLoopback(q Publish, all bool) {
+	if !all {
+		p.loopback = append(p.loopback, q)
+		return
+	}
+	for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+		q.HostAddr, q.Implied = a, true
+		p.loopback = append(p.loopback, q)
 	}
 }

@@ -15,7 +15,7 @@ type Packet struct {
 	Src, Dst     netip.Addr
 	Proto        uint8
 	Sport, Dport uint16
-	Echo         bool   // with Proto ICMP: an echo request
+	Echo         bool   // with Proto ICMP or ICMPv6: an echo request
 	Rand         uint32 // what the random slot is taken from
 	Uplink       string // device towards anything that is on no bridge; empty: "eth0"
 }
@@ -76,7 +76,7 @@ type tracer struct {
 	rs    Ruleset
 	table *TableSpec
 	p     Packet
-	orig  netip.Addr
+	orig  netip.AddrPort // destination before translation
 	prio  uint32
 	out   string // device; known after routing
 	in    string // chain whose rules are looked at
@@ -88,7 +88,7 @@ type tracer struct {
 // node's own addresses are local, a bridge's prefix is behind the bridge, all
 // else is behind the uplink.
 func Trace(rs Ruleset, p Packet) Verdict {
-	t := &tracer{rs: rs, p: p, orig: p.Dst}
+	t := &tracer{rs: rs, p: p, orig: netip.AddrPortFrom(p.Dst, p.Dport)}
 	t.v.Action = "accept"
 	if t.table = rs.table("bridge"); t.table != nil && p.In != "" {
 		t.base("filter", "prerouting")
@@ -183,7 +183,7 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 	for _, s := range r {
 		switch s := s.(type) {
 		case MatchAddr:
-			if s.Prefix.Contains(t.addr(s.F)) == s.Not {
+			if !t.is(s.F.V) || s.Prefix.Contains(t.addr(s.F)) == s.Not {
 				return "", ""
 			}
 		case MatchProto:
@@ -195,10 +195,14 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 				return "", ""
 			}
 		case MatchEcho:
-			if t.p.Proto != ICMP || !t.p.Echo {
+			if !t.is(s.V) || t.p.Proto != icmp(s.V) || !t.p.Echo {
 				return "", ""
 			}
-		case MatchIPv6, MatchState: // packets are IPv4 and the first of a flow
+		case MatchIPv6:
+			if !t.is(V6) {
+				return "", ""
+			}
+		case MatchState, MatchNeighbour: // packets are the first of a flow
 			return "", ""
 		case MatchUnicast: // so are all packets here
 		case MatchLocal:
@@ -210,15 +214,28 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 				return "", ""
 			}
 		case MatchSet:
+			if !t.has(s.Fields) {
+				return "", ""
+			}
 			if _, in := t.lookup(s.Set, s.Fields); in == s.Not {
 				return "", ""
 			}
 		case SetPriority:
+			if !t.has(s.Fields) {
+				return "", ""
+			}
 			e, ok := t.lookup(s.Map, s.Fields)
 			if !ok {
 				return "", ""
 			}
 			t.prio = binary.NativeEndian.Uint32([]byte(e.Val))
+		case PutPriority:
+			t.prio = uint32(s.Class)
+		case MatchPriority:
+			if class(t.prio)&s.Mask != s.Value {
+				return "", ""
+			}
+		case Learn: // what it remembers is of no use to this packet
 		case ClearPriority:
 			t.prio = 0
 		case PriorityVmap:
@@ -227,14 +244,27 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 				return "", ""
 			}
 			return "goto", e.Val
-		case DNATMap:
-			e, ok := t.lookup(s.Map, s.Fields)
-			if !ok || t.v.Notrack {
+		case ProtoVmap:
+			e, ok := t.ask(s.Map, key(nil).proto(t.p.Proto))
+			if !ok {
 				return "", ""
 			}
-			t.p.Dst = netip.AddrFrom4([4]byte([]byte(e.Val[:4])))
-			t.p.Dport = uint16(e.Val[4])<<8 | uint16(e.Val[5])
-			t.v.DNAT = true
+			return "goto", e.Val
+		case DNATMap:
+			if !t.is(s.V) || t.v.Notrack {
+				return "", ""
+			}
+			e, ok := t.lookup(s.Map, s.Fields)
+			if !ok {
+				return "", ""
+			}
+			to := netip.AddrPortFrom(t.p.Dst, t.p.Dport)
+			if s.KeepPort {
+				to = netip.AddrPortFrom(readAddr(e.Val), to.Port())
+			} else {
+				to = readAddrPort(e.Val)
+			}
+			t.p.Dst, t.p.Dport, t.v.DNAT = to.Addr(), to.Port(), true
 			return "accept", ""
 		case DNATAddr:
 			t.p.Dst, t.v.DNAT = s.Addr, true
@@ -243,6 +273,9 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 			t.v.Masquerade = true
 			return "accept", ""
 		case Reject:
+			if !s.Reset && !t.is(s.V) {
+				return "", ""
+			}
 			t.v.Action = "unreachable"
 			if s.Reset {
 				t.v.Action = "reset"
@@ -251,6 +284,9 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 		case Notrack:
 			t.v.Notrack = true
 		case Lift:
+			if !t.has(s.Fields) {
+				return "", ""
+			}
 			e, ok := t.lookup(s.Map, s.Fields)
 			if !ok {
 				return "", ""
@@ -273,9 +309,18 @@ func (t *tracer) addr(f Field) netip.Addr {
 	case FieldSaddr:
 		return t.p.Src
 	case FieldOrigDaddr:
-		return t.orig
+		return t.orig.Addr()
 	}
 	return t.p.Dst
+}
+
+// is reports whether the packet is of a version.
+func (t *tracer) is(v Version) bool { return versionOf(t.p.Src) == v }
+
+// has reports whether the packet has the fields: those of the other version's
+// header do not match.
+func (t *tracer) has(fields []Field) bool {
+	return !slices.ContainsFunc(fields, func(f Field) bool { return f.versioned() && !t.is(f.V) })
 }
 
 // lookup finds the packet's fields in a set.
@@ -295,8 +340,14 @@ func (t *tracer) lookup(name string, fields []Field) (Elem, bool) {
 			k = k.ifname(t.p.In)
 		case FieldOif:
 			k = k.ifname(t.out)
+		case FieldOrigDport:
+			k = k.port(t.orig.Port())
 		case FieldSlot:
 			k = k.host(t.p.Rand % f.Mod)
+		case FieldHash:
+			k = k.host(scale(hashAddr(t.p.Src), f.Mod))
+		case FieldPriority:
+			k = k.host(t.prio)
 		}
 	}
 	return t.ask(name, k)

@@ -189,9 +189,10 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 		GossipPort: cfg.Cluster.GossipPort, SyncPort: cfg.Cluster.SyncPort,
 		PublicKey: n.identity.Public(), VTEPMAC: n.self.VTEPMAC(), BootID: n.bootID, Version: n.opts.Version,
 		Started: n.started.Unix(), Networks: hex.EncodeToString(sum.Sum(nil)[:8]), OnLink: l.OnLink,
+		LANs: n.lans(),
 	}
 	for _, c := range cfg.Service {
-		s := serviceRecord(c)
+		s := serviceRecord(&c, sourceNodefile)
 		want[state.KindService][s.Key()] = s
 	}
 	for _, c := range cfg.Publishes {
@@ -212,22 +213,6 @@ func networkRecord(c config.Network) state.Network {
 		Pin: c.Pin, Source: sourceNodefile, NoSearch: c.NoSearch,
 	}
 	return nw
-}
-
-func serviceRecord(c config.Service) state.Service {
-	s := state.Service{
-		Namespace: c.Namespace, Name: c.Name, VIP: c.VIP, Selector: c.Select, Headless: c.Headless,
-		External: c.External, NodePorts: c.NodePorts, Check: c.Check, Source: sourceNodefile,
-	}
-	for _, p := range c.Ports {
-		s.Ports = append(s.Ports, state.ServicePort{
-			Name: p.Name, Protocol: p.Protocol, Port: p.Port, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,
-		})
-	}
-	for _, b := range c.Backends {
-		s.Backends = append(s.Backends, state.Backend{Namespace: c.Namespace, Service: c.Name, Addr: b.Addr(), Port: b.Port()})
-	}
-	return s
 }
 
 // serviceSpecs lists the rings that services take their addresses and node

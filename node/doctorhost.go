@@ -39,6 +39,9 @@ func (thisHost) Read(path string) string {
 
 func (thisHost) InputDrops(p []lb.Port) ([]lb.InputDrop, error) { return lb.InputDrops(p) }
 
+// sysctl returns the value of one, by its path below /proc/sys.
+func sysctl(path string) string { return thisHost{}.Read("sys/" + path) }
+
 func number(h hostFacts, path string) (int, bool) {
 	n, err := strconv.Atoi(h.Read(path))
 	return n, err == nil

@@ -34,6 +34,7 @@ import (
 	"nodenet/gossip"
 	"nodenet/ipam"
 	"nodenet/lb"
+	"nodenet/lb/announce"
 	"nodenet/overlay"
 	"nodenet/state"
 	"nodenet/state/disk"
@@ -80,10 +81,15 @@ type Node struct {
 	dhcp    *dhcp.Server
 	book    *dhcp.Book
 
+	announce *announce.Speaker
+	elector  announce.Elector // runSync's own
+	relinked chan struct{}    // the links changed; see runLANs
+
 	hostAddrs []netip.Addr // of all interfaces, every localTick; runSync's own
 
 	mu    sync.Mutex
 	local overlay.Local // what the host's own interfaces say
+	links []announce.Link
 	// Published ports of the Nodefile that gave way, and processes whose port
 	// is ours; see ports.go.
 	withheld, shadowed []portConflict
@@ -93,6 +99,7 @@ type Node struct {
 	applied   func() uint64 // the revision that workloads can rely on; see settle
 	attaching inflight      // endpoint IDs being attached or detached
 	checked   healthTable
+	flows     flowTable
 	declared  chan struct{} // closed once our own records are written
 	leaving   atomic.Bool   // the address space is being handed over: nothing is allocated
 	restored  atomic.Bool   // see restoredFile
@@ -123,7 +130,7 @@ func open(o Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: o, log: o.Logger, cfg: cfg, dir: cfg.Node.StateDir, started: time.Now(), bootID: randomID(),
-		declared: make(chan struct{}), leave: make(chan struct{}), redeclare: make(chan struct{}, 1), sockets: kernelSockets{},
+		declared: make(chan struct{}), leave: make(chan struct{}), redeclare: make(chan struct{}, 1), relinked: make(chan struct{}, 1), sockets: kernelSockets{},
 	}
 	n.applied = n.appliedByAll
 	if err := n.openAll(); err != nil {
@@ -212,6 +219,13 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if err := n.loadFirewalls(); err != nil {
 		return err
 	}
+	n.observedLinks()
+	n.announce, err = announce.New(announce.Options{
+		Ready: n.announceReady, Changed: n.linksChanged, Logger: n.log.With("part", "announce"), Registry: reg,
+	})
+	if err != nil {
+		return err
+	}
 	if n.fds, err = openFDStore(n.log.With("part", "dns")); err != nil {
 		return err
 	}
@@ -240,7 +254,7 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		Advertise: n.local.Advertise, Bind: n.local.Advertise,
 		GossipPort: n.cfg.Cluster.GossipPort, SyncPort: n.cfg.Cluster.SyncPort,
 		Join: n.cfg.Cluster.Join, Handlers: map[string]gossip.Handler{
-			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget,
+			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget, methodConns: n.serveConns,
 		},
 		Logger: n.log.With("part", "gossip"), Registry: reg,
 	})
@@ -292,6 +306,8 @@ func (n *Node) run(ctx context.Context) error {
 		{"gossip", n.afterSaved(n.gossip.Run)},
 		{"overlay", n.overlay.Run},
 		{"lb", n.lb.Run},
+		{"announce", n.announce.Run},
+		{"lans", n.runLANs},
 		{"dns", n.dns.Run},
 		{"dhcp", n.dhcp.Run},
 		{"leases", n.book.Run},
@@ -300,6 +316,7 @@ func (n *Node) run(ctx context.Context) error {
 		{"space", n.runSpace},
 		{"health", n.runHealth},
 		{"upkeep", n.runUpkeep},
+		{"drains", n.runDrains},
 		{"ports", n.runPorts},
 		{"obey", n.runObey},
 		{"restored", n.runRestored},
@@ -323,6 +340,7 @@ func (n *Node) run(ctx context.Context) error {
 	})
 	err = g.Wait()
 	if errors.Is(err, ErrLeft) {
+		n.stopAnswering()
 		if err := putAway(n.dir); err != nil {
 			n.log.Error("files of the former cluster stay until the next join", "err", err)
 		}

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -12,8 +11,6 @@ import (
 	"nodenet/ipam"
 	"nodenet/state"
 )
-
-const sourceCommand = "command"
 
 // addService stores a service made by command, with its explicit backends as
 // records of their own and what it asks to have allocated, in one transaction.
@@ -49,7 +46,7 @@ func (n *Node) addService(ctx context.Context, r api.ServiceSpec) (*api.Service,
 		return nil, err
 	}
 	n.settle(ctx, rev)
-	for _, sv := range n.services(n.store.Snapshot().View()) {
+	for _, sv := range n.services(n.store.Snapshot()) {
 		if sv.Name == s.Name && sv.Namespace == s.Namespace {
 			return &sv, nil
 		}
@@ -71,65 +68,20 @@ func dropBackends(sn *state.Snapshot, service string, keep map[string]bool) []st
 	return ops
 }
 
-func (n *Node) parseService(r api.ServiceSpec) (state.Service, []state.Backend, error) {
-	s := state.Service{
-		Namespace: cmp.Or(r.Namespace, "default"), Name: r.Name, VIP: r.VIP, Selector: r.Select, Headless: r.Headless,
-		External: strings.TrimSuffix(r.External, "."), NodePorts: r.NodePorts, Check: r.Check, Source: sourceCommand,
-	}
-	if !isLabel(s.Name) || !isLabel(s.Namespace) {
-		return s, nil, invalid("service name %s.%s: want DNS labels (a-z, 0-9 and -, at most 63 characters)", s.Name, s.Namespace)
-	}
-	if len(r.Ports) == 0 && s.External == "" && !s.Headless {
-		return s, nil, invalid("service %s: no port given: add --port [NAME=]PORT[:TARGET][/PROTO]", s.FullName())
-	}
-	if r.VIP.IsValid() {
-		rng := n.cfg.Services.Prefix
-		switch {
-		case !rng.Contains(r.VIP):
-			return s, nil, invalid("service %s: VIP %s is outside the service range %s", s.FullName(), r.VIP, rng)
-		case r.VIP == n.cfg.Services.DNS:
-			return s, nil, invalid("service %s: VIP %s is the resolver's address", s.FullName(), r.VIP)
-		case s.Headless:
-			return s, nil, invalid("service %s: a headless service has no VIP", s.FullName())
+// dropSaid removes what operators said of a service's backends, and what nodes
+// found out about them for all.
+func dropSaid(sn *state.Snapshot, service string) (ops []state.Op) {
+	for rec := range state.All[state.Admin](sn) {
+		if strings.HasPrefix(rec.ID.Key, service+"/") {
+			ops = append(ops, state.Del(state.Cluster, state.KindAdmin, rec.ID.Key))
 		}
 	}
-	if s.Check != "" && s.Check != "tcp" {
-		return s, nil, invalid("service %s: check %q: want tcp", s.FullName(), s.Check)
+	for rec := range state.All[state.Health](sn) {
+		if rec.ID.Class == state.Cluster && strings.HasPrefix(rec.ID.Key, service+"/") {
+			ops = append(ops, state.Del(state.Cluster, state.KindHealth, rec.ID.Key))
+		}
 	}
-	seen := map[string]bool{}
-	for _, p := range r.Ports {
-		p.Protocol = cmp.Or(p.Protocol, "tcp")
-		if p.Protocol != "tcp" && p.Protocol != "udp" {
-			return s, nil, invalid("service %s: protocol %q: want tcp or udp", s.FullName(), p.Protocol)
-		}
-		if p.Port == 0 {
-			return s, nil, invalid("service %s: port 0: want 1 to 65535", s.FullName())
-		}
-		if np := n.cfg.Services.NodePorts; p.NodePort != 0 && !np.Contains(p.NodePort) {
-			return s, nil, invalid("service %s: node port %d is outside %d-%d", s.FullName(), p.NodePort, np.First, np.Last)
-		}
-		key := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
-		if seen[key] {
-			return s, nil, invalid("service %s: port %s is given twice", s.FullName(), key)
-		}
-		seen[key] = true
-		s.Ports = append(s.Ports, state.ServicePort{
-			Name: p.Name, Protocol: p.Protocol, Port: p.Port, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,
-		})
-	}
-	var backends []state.Backend
-	for _, text := range r.Backends {
-		b := state.Backend{Namespace: s.Namespace, Service: s.Name}
-		if ap, err := netip.ParseAddrPort(text); err == nil {
-			b.Addr, b.Port = ap.Addr(), ap.Port()
-		} else if a, err := netip.ParseAddr(text); err == nil {
-			b.Addr = a
-		} else {
-			return s, nil, invalid("service %s: backend %q: want ADDRESS or ADDRESS:PORT", s.FullName(), text)
-		}
-		backends = append(backends, b)
-	}
-	return s, backends, nil
+	return ops
 }
 
 // checkService refuses what another service has.
@@ -149,8 +101,19 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 				if p.NodePort != 0 && p.NodePort == q.NodePort && p.Protocol == q.Protocol {
 					return &api.Error{Message: fmt.Sprintf("node port %d/%s belongs to service %s", p.NodePort, p.Protocol, o.FullName()), Code: api.CodeExists}
 				}
+				for _, a := range s.Addresses {
+					if slices.Contains(o.Addresses, a) && p.Protocol == q.Protocol && p.Port <= max(q.Port, q.Last) && q.Port <= max(p.Port, p.Last) {
+						return &api.Error{Message: fmt.Sprintf("port %d/%s of address %s belongs to service %s", max(p.Port, q.Port), p.Protocol, a, o.FullName()), Code: api.CodeExists}
+					}
+				}
 			}
 		}
+		if s.HealthPort != 0 && s.HealthPort == o.HealthPort {
+			return &api.Error{Message: fmt.Sprintf("health port %d belongs to service %s", s.HealthPort, o.FullName()), Code: api.CodeExists}
+		}
+	}
+	if s.HealthPort != 0 && n.ownPort(sn, state.Publish{Protocol: "tcp", HostPort: s.HealthPort}) != 0 {
+		return invalid("health port %d is the node's own, towards its peers: choose another", s.HealthPort)
 	}
 	for rec, a := range state.All[state.VIP](sn) {
 		if rec.ID.Key == s.Key() {
@@ -187,7 +150,7 @@ func (n *Node) removeService(ctx context.Context, name string) error {
 			}
 			return nil, &api.Error{Message: fmt.Sprintf("no service %s", name), Code: api.CodeNotFound}
 		}
-		return append(dropBackends(sn, key, nil),
+		return append(append(dropBackends(sn, key, nil), dropSaid(sn, key)...),
 			state.Del(state.Cluster, state.KindService, key), state.Del(state.Cluster, state.KindVIP, key)), nil
 	})
 	if err != nil {
