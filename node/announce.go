@@ -99,9 +99,13 @@ func (n *Node) announceReady() bool {
 // setAnnounced hands the outcome of the elections to the speaker.
 func (n *Node) setAnnounced(v *state.View) { n.announce.Set(n.elector.Elect(v), v.Rev) }
 
-// announced says for each external address who answers for it.
+// announced says for each external address who answers for it. A node without
+// a speaker, as in tests without a network, says nothing.
 func (n *Node) announced() map[netip.Addr]api.Announcement {
 	out := map[netip.Addr]api.Announcement{}
+	if n.announce == nil {
+		return out
+	}
 	v := n.store.Snapshot().View()
 	for _, a := range n.announce.Status().Addrs {
 		x := api.Announcement{Addr: a.Addr, Node: a.Name, Here: a.Mine, State: a.State, Device: a.Link, Problem: a.Trouble()}

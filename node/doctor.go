@@ -18,6 +18,7 @@ import (
 	"nodenet/api"
 	"nodenet/gossip"
 	"nodenet/lb"
+	"nodenet/node/check"
 	"nodenet/overlay"
 	"nodenet/state"
 )
@@ -224,8 +225,11 @@ func (n *Node) checkVIPs(ctx context.Context, v *state.View) []api.Check {
 			}
 			a := netip.AddrPortFrom(s.VIP, p.Port)
 			c := api.Check{Name: fmt.Sprintf("service %s.%s", s.Name, s.Namespace), Status: okay, Detail: a.String() + " connects"}
-			if err := dialTCP(ctx, a); err != nil {
-				c.Status, c.Detail = bad, fmt.Sprintf("connect to %s: %s", a, reason(err))
+			limited, cancel := context.WithTimeout(ctx, check.DefaultTimeout)
+			err := check.Probe{Type: state.CheckTCP, Addr: a}.Run(limited)
+			cancel()
+			if err != nil {
+				c.Status, c.Detail = bad, err.Error()
 				c.Fix = "see `nodectl service show`: does the workload listen on that port?"
 			}
 			out = append(out, c)

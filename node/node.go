@@ -35,6 +35,7 @@ import (
 	"nodenet/ipam"
 	"nodenet/lb"
 	"nodenet/lb/announce"
+	"nodenet/node/check"
 	"nodenet/overlay"
 	"nodenet/state"
 	"nodenet/state/disk"
@@ -94,18 +95,19 @@ type Node struct {
 	// is ours; see ports.go.
 	withheld, shadowed []portConflict
 
-	sockets   hostSockets   // nil: ports are not compared with those of the host's processes
-	redeclare chan struct{} // asks runDeclare to declare what was withheld
-	applied   func() uint64 // the revision that workloads can rely on; see settle
-	attaching inflight      // endpoint IDs being attached or detached
-	checked   healthTable
-	flows     flowTable
-	declared  chan struct{} // closed once our own records are written
-	leaving   atomic.Bool   // the address space is being handed over: nothing is allocated
-	restored  atomic.Bool   // see restoredFile
-	promised  promises
-	leave     chan struct{} // closed when the node has left the cluster
-	leaveOnce sync.Once
+	sockets     hostSockets   // nil: ports are not compared with those of the host's processes
+	redeclare   chan struct{} // asks runDeclare to declare what was withheld
+	applied     func() uint64 // the revision that workloads can rely on; see settle
+	attaching   inflight      // endpoint IDs being attached or detached
+	checks      *check.Runner
+	flows       flowTable
+	healthPorts *healthPorts
+	declared    chan struct{} // closed once our own records are written
+	leaving     atomic.Bool   // the address space is being handed over: nothing is allocated
+	restored    atomic.Bool   // see restoredFile
+	promised    promises
+	leave       chan struct{} // closed when the node has left the cluster
+	leaveOnce   sync.Once
 }
 
 // Run runs the daemon until ctx ends or the node leaves its cluster. The
@@ -239,6 +241,12 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if n.dns, err = dns.New(dnsOptions); err != nil {
 		return err
 	}
+	n.healthPorts = newHealthPorts(func() *state.View { return n.store.Snapshot().View() }, n.log.With("part", "health"))
+	checks := n.checkOptions()
+	checks.Registry = reg
+	if n.checks, err = check.New(checks); err != nil {
+		return err
+	}
 	n.clock.skews = func() (time.Duration, int) {
 		s := n.gossip.Status()
 		return s.Skew, s.SkewOf
@@ -317,6 +325,8 @@ func (n *Node) run(ctx context.Context) error {
 		{"health", n.runHealth},
 		{"upkeep", n.runUpkeep},
 		{"drains", n.runDrains},
+		{"labels", n.runLabels},
+		{"health ports", n.runHealthPorts},
 		{"ports", n.runPorts},
 		{"obey", n.runObey},
 		{"restored", n.runRestored},

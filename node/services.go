@@ -68,6 +68,15 @@ func dropBackends(sn *state.Snapshot, service string, keep map[string]bool) []st
 	return ops
 }
 
+// declaredElsewhere says that a service is not a command's to change.
+func declaredElsewhere(sn *state.Snapshot, rec *state.Record, s *state.Service, fix string) error {
+	where := "in the Nodefile of "
+	if s.Source == sourceLabel {
+		where = "by labels of endpoints on "
+	}
+	return &api.Error{Message: fmt.Sprintf("service %s is declared %s%s: %s", s.FullName(), where, nodeName(sn.View(), rec.ID.Owner), fix), Code: api.CodeReadOnly}
+}
+
 // dropSaid removes what operators said of a service's backends, and what nodes
 // found out about them for all.
 func dropSaid(sn *state.Snapshot, service string) (ops []state.Op) {
@@ -89,7 +98,7 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 	for rec, o := range state.All[state.Service](sn) {
 		if o.Key() == s.Key() {
 			if rec.ID.Class == state.Owner {
-				return &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: change it there", s.FullName(), nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
+				return declaredElsewhere(sn, &rec, o, "change it there")
 			}
 			continue
 		}
@@ -145,7 +154,7 @@ func (n *Node) removeService(ctx context.Context, name string) error {
 		if _, ok := state.Lookup[state.Service](sn, state.ID{Class: state.Cluster, Kind: state.KindService, Key: key}); !ok {
 			for rec, o := range state.All[state.Service](sn) {
 				if o.Key() == key {
-					return nil, &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: remove it there", name, nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
+					return nil, declaredElsewhere(sn, &rec, o, "remove it there")
 				}
 			}
 			return nil, &api.Error{Message: fmt.Sprintf("no service %s", name), Code: api.CodeNotFound}

@@ -41,6 +41,7 @@ func (n *Node) status(context.Context) (*api.Status, error) {
 		s.Networks = append(s.Networks, n.networkStatus(sn, v, &v.Networks[i]))
 	}
 	s.Subsystems = n.subsystems(v)
+	s.Conflicts = append(s.Conflicts, n.healthPorts.Faults()...)
 	for _, c := range n.conflicts(sn, v) {
 		s.Conflicts = append(s.Conflicts, fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser))
 	}
