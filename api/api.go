@@ -30,6 +30,7 @@ const (
 	PathDNSWait   = "/v1/dns/wait"  // POST DNSWait → DNSAnswer
 	PathDNSTop    = "/v1/dns/top"   // POST DNSTopRequest → DNSTop
 	PathDoctor    = "/v1/doctor"    // []Check
+	PathFirewall  = "/v1/firewall"  // []Firewall; POST FirewallRequest → FirewallChange
 )
 
 // Empty is the body of requests and answers without content.
@@ -184,6 +185,28 @@ type Publish struct {
 	Port     uint16     `json:"port"`
 	Endpoint string     `json:"endpoint,omitempty"`
 	Source   string     `json:"source,omitempty"`
+}
+
+// Firewall is a firewall of the host that nodenet can live beside.
+type Firewall struct {
+	Name  string   `json:"name"`
+	Found bool     `json:"found"`           // its chains are there
+	On    bool     `json:"on"`              // rules of ours are kept in them
+	Rules []string `json:"rules,omitempty"` // of ours, in nft's syntax
+	Error string   `json:"error,omitempty"` // why it cannot be integrated
+}
+
+// FirewallRequest integrates the named firewalls, or removes the rules of the
+// named; without names, of all.
+type FirewallRequest struct {
+	Names  []string `json:"names"`
+	Remove bool     `json:"remove,omitempty"`
+	DryRun bool     `json:"dryRun,omitempty"`
+}
+
+// FirewallChange is what was done, or would be, in nft's syntax.
+type FirewallChange struct {
+	Operations []string `json:"operations"`
 }
 
 // AttachRequest attaches a network namespace to a network.

@@ -131,6 +131,16 @@ func (c *Client) RemovePublish(ctx context.Context, key string) error {
 	return c.do(ctx, http.MethodDelete, PathPublishes+"?key="+url.QueryEscape(key), nil, nil)
 }
 
+// Firewalls returns the firewalls that nodenet knows.
+func (c *Client) Firewalls(ctx context.Context) ([]Firewall, error) {
+	return get[[]Firewall](ctx, c, PathFirewall)
+}
+
+// ChangeFirewalls integrates firewalls or takes that back.
+func (c *Client) ChangeFirewalls(ctx context.Context, r FirewallRequest) (FirewallChange, error) {
+	return post[FirewallChange](ctx, c, PathFirewall, r)
+}
+
 // Networks returns the networks that this node knows.
 func (c *Client) Networks(ctx context.Context) ([]NetworkInfo, error) {
 	return get[[]NetworkInfo](ctx, c, PathNetworks)

@@ -9,19 +9,23 @@ import (
 // know: Docker's, ufw's, or an administrator's own.
 type ForwardDrop struct {
 	Family, Table, Chain string
-	Docker               bool // the table has a chain DOCKER-USER for such rules
+	Firewall             string // whose it is, if nodenet knows it: see Integrate
+	Reject               bool   // the policy accepts, but the last rule drops or rejects
 }
 
 func (d ForwardDrop) String() string { return d.Family + " " + d.Table + " " + d.Chain }
 
 // Fix is what lets the packets of our devices through.
 func (d ForwardDrop) Fix() string {
-	if d.Family == "ip" && d.Table == "filter" && d.Chain == "FORWARD" {
-		chain := d.Chain
-		if d.Docker {
-			chain = "DOCKER-USER"
-		}
-		return fmt.Sprintf("iptables -I %[1]s -i nn-+ -j ACCEPT; iptables -I %[1]s -o nn-+ -j ACCEPT (with ufw: ufw route allow in on nn-pods, and out)", chain)
+	switch {
+	case d.Firewall == Docker:
+		return "nodectl firewall integrate docker; or by hand: iptables -I DOCKER-USER -i nn-+ -j ACCEPT; iptables -I DOCKER-USER -o nn-+ -j ACCEPT"
+	case d.Firewall == UFW:
+		return "nodectl firewall integrate ufw; or by hand: ufw route allow in on nn-pods; ufw route allow out on nn-pods"
+	case d.Firewall == Firewalld:
+		return "nodectl firewall integrate firewalld; or by hand: firewall-cmd --permanent --zone=trusted --add-interface=nn-+ --add-interface=nv-+; firewall-cmd --reload"
+	case d.Family == "ip" && d.Table == "filter" && d.Chain == "FORWARD":
+		return "iptables -I FORWARD -i nn-+ -j ACCEPT; iptables -I FORWARD -o nn-+ -j ACCEPT"
 	}
 	return fmt.Sprintf(`nft insert rule %[1]s iifname "nn-*" accept; nft insert rule %[1]s oifname "nn-*" accept`, d)
 }
@@ -34,6 +38,7 @@ type forwardDrops interface {
 // lookAround notes who would drop our workloads' packets. It is called when
 // the ruleset changed and on the slow tick.
 func (b *LB) lookAround() {
+	b.holdFirewalls()
 	k, ok := b.opt.Kernel.(forwardDrops)
 	if !ok || b.book == nil {
 		return
@@ -72,6 +77,6 @@ func blame(s *Status, drops []ForwardDrop) {
 		chains = append(chains, d.String())
 	}
 	s.OK = false
-	s.Error = fmt.Sprintf("another firewall drops forwarded packets, those of workloads too: chain %s has policy drop and no rule for our devices", strings.Join(chains, ", "))
+	s.Error = fmt.Sprintf("another firewall drops forwarded packets, those of workloads too: chain %s drops what it does not know and has no rule for our devices", strings.Join(chains, ", "))
 	s.Fix = drops[0].Fix()
 }

@@ -31,7 +31,10 @@ table ip filter {
 			rules: `table inet host { chain guard { type filter hook forward priority 0; policy drop; iifname { "eth0", "nn-pods" } accept; } }`},
 		"made right in a chain beside": {
 			rules: `table inet host { chain ours { oifname "nn-pods" accept; } chain guard { type filter hook forward priority 0; policy drop; jump ours; } }`},
-		"IPv6 only": {rules: `table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; } }`},
+		"ufw":                                 {rules: ufwRules, want: []string{"ip filter FORWARD"}, fix: "nodectl firewall integrate ufw"},
+		"firewalld, which rejects at the end": {rules: firewalldRules, want: []string{"inet firewalld filter_FORWARD"}, fix: "nodectl firewall integrate firewalld"},
+		"a last rule that asks":               {rules: `table inet host { chain guard { type filter hook forward priority 0; iifname "eth9" drop; } }`},
+		"IPv6 only":                           {rules: `table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; } }`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSpace(t)

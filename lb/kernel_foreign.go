@@ -11,7 +11,7 @@ import (
 )
 
 // ForwardDrops finds other people's chains on the forward hook whose policy
-// is drop and whose table names none of the given devices anywhere. An accept
+// is drop, or whose last rule drops or rejects the rest, and whose table names none of the given devices anywhere. An accept
 // in our tables cannot undo such a drop: every chain of the hook must let a
 // packet pass (nft(8), "accept").
 func (k *kernel) ForwardDrops(devices []string) ([]ForwardDrop, error) {
@@ -22,19 +22,33 @@ func (k *kernel) ForwardDrops(devices []string) ([]ForwardDrop, error) {
 	var out []ForwardDrop
 	for _, c := range chains {
 		if c.Table.Name == TableName || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward ||
-			c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop || c.Type != nftables.ChainTypeFilter {
+			c.Type != nftables.ChainTypeFilter {
 			continue
+		}
+		reject := false
+		if c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
+			var err error
+			if reject, err = k.endsInDrop(c); err != nil {
+				return nil, err
+			}
+			if !reject {
+				continue
+			}
 		}
 		family, ok := familyNames[c.Table.Family]
 		if !ok {
 			continue
 		}
-		named, docker := false, false
+		named, firewall := false, ""
 		for _, d := range chains {
 			if d.Table.Name != c.Table.Name || d.Table.Family != c.Table.Family {
 				continue
 			}
-			docker = docker || d.Name == "DOCKER-USER"
+			for _, p := range places {
+				if firewall == "" && p.table == d.Table.Name && p.chain == d.Name && foreignFamily(p.family) == d.Table.Family {
+					firewall = p.firewall
+				}
+			}
 			if n, err := k.names(d, devices); err != nil {
 				return nil, err
 			} else if n {
@@ -42,11 +56,35 @@ func (k *kernel) ForwardDrops(devices []string) ([]ForwardDrop, error) {
 			}
 		}
 		if !named {
-			out = append(out, ForwardDrop{Family: family, Table: c.Table.Name, Chain: c.Name, Docker: docker})
+			out = append(out, ForwardDrop{Family: family, Table: c.Table.Name, Chain: c.Name, Firewall: firewall, Reject: reject})
 		}
 	}
 	slices.SortFunc(out, func(a, b ForwardDrop) int { return strings.Compare(a.String(), b.String()) })
 	return out, nil
+}
+
+// endsInDrop reports whether the last rule of a chain drops or rejects all
+// that came so far, which is how firewalld does it.
+func (k *kernel) endsInDrop(c *nftables.Chain) (bool, error) {
+	rules, err := k.conn.GetRules(c.Table, c)
+	if err != nil {
+		return false, fmt.Errorf("list rules of %s %s: %w", c.Table.Name, c.Name, explain(err))
+	}
+	if len(rules) == 0 {
+		return false, nil
+	}
+	for _, e := range rules[len(rules)-1].Exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Reject:
+			return true, nil
+		case *expr.Verdict:
+			return e.Kind == expr.VerdictDrop, nil
+		default:
+			return false, nil // it asks for something
+		}
+	}
+	return false, nil
 }
 
 var familyNames = map[nftables.TableFamily]string{

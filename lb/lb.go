@@ -31,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -75,13 +76,15 @@ type LB struct {
 	opened bool   // the kernel handle is ours to close
 	watch  *watch // nil: changes are noticed by polling
 
-	mu       sync.Mutex
-	desired  *wish
-	sizes    [2]int // services and backends of the newest table
-	status   Status
-	warnings []string  // of the book; never changed in place
-	changed  time.Time // when the kernel was last changed
-	drops    []ForwardDrop
+	mu        sync.Mutex
+	desired   *wish
+	sizes     [2]int // services and backends of the newest table
+	status    Status
+	warnings  []string  // of the book; never changed in place
+	changed   time.Time // when the kernel was last changed
+	drops     []ForwardDrop
+	firewalls []string   // see Integrate
+	passing   sync.Mutex // held while rules in others' chains change
 
 	// Owned by Run.
 	book     *book  // as the kernel is; nil: unknown, observe first
@@ -429,7 +432,8 @@ func ago(d time.Duration) string {
 }
 
 // Cleanup deletes the tables inet nodenet and bridge nodenet of the calling
-// thread's network namespace, and nothing else. It returns what it deleted;
+// thread's network namespace and our rules in other firewalls' chains, and
+// nothing else. It returns what it deleted;
 // tables that are not there are no error.
 func Cleanup(ctx context.Context) ([]string, error) {
 	if err := ctx.Err(); err != nil {
@@ -440,5 +444,20 @@ func Cleanup(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer k.Close()
-	return k.DeleteTables()
+	gone, err := k.DeleteTables()
+	if err != nil {
+		return gone, err
+	}
+	have, err := k.Places()
+	if err != nil {
+		return gone, err
+	}
+	ops := planFirewalls(have, nil, nil)
+	if err := k.Pass(ops); err != nil {
+		return gone, err
+	}
+	for _, o := range ops {
+		gone = append(gone, "nftables rule "+strings.TrimPrefix(o.String(), "delete rule "))
+	}
+	return gone, nil
 }

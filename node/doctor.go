@@ -44,7 +44,7 @@ const (
 
 // DoctorOffline makes the checks that need no running daemon.
 func DoctorOffline(context.Context) []api.Check {
-	return slices.Concat(checkPrivileges(), checkKernel(), checkSysctls())
+	return slices.Concat(checkPrivileges(), checkKernel(), checkHost(thisHost{}))
 }
 
 // checkKernel tries what the data path needs, where it disturbs nobody.
@@ -93,39 +93,6 @@ func checkPrivileges() []api.Check {
 	return []api.Check{c}
 }
 
-func sysctl(path string) string {
-	b, err := os.ReadFile("/proc/sys/" + path)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
-}
-
-func checkSysctls() []api.Check {
-	var out []api.Check
-	fwd := api.Check{Name: "ip forwarding", Status: okay, Detail: "net.ipv4.ip_forward = 1"}
-	if v := sysctl("net/ipv4/ip_forward"); v != "1" {
-		fwd = api.Check{Name: "ip forwarding", Status: bad, Detail: "net.ipv4.ip_forward = " + v,
-			Fix: "the daemon sets it while it runs; if it does, something sets it back: look in /etc/sysctl.d"}
-	}
-	out = append(out, fwd)
-	br := api.Check{Name: "bridge-nf-call-iptables", Status: okay, Detail: "br_netfilter not loaded"}
-	if v := sysctl("net/bridge/bridge-nf-call-iptables"); v != "" {
-		br.Detail = "= " + v + "; replies of VIPs work either way"
-	}
-	out = append(out, br)
-	cur, err1 := strconv.Atoi(sysctl("net/netfilter/nf_conntrack_count"))
-	lim, err2 := strconv.Atoi(sysctl("net/netfilter/nf_conntrack_max"))
-	if err1 == nil && err2 == nil && lim > 0 {
-		c := api.Check{Name: "conntrack", Status: okay, Detail: fmt.Sprintf("%d of %d entries", cur, lim)}
-		if cur > lim*8/10 {
-			c.Status, c.Fix = warn, "raise net.netfilter.nf_conntrack_max"
-		}
-		out = append(out, c)
-	}
-	return out
-}
-
 // doctor makes every check, from the host up to a workload's view.
 func (n *Node) doctor(ctx context.Context) ([]api.Check, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -133,7 +100,10 @@ func (n *Node) doctor(ctx context.Context) ([]api.Check, error) {
 	sn := n.store.Snapshot()
 	v := sn.View()
 	out := DoctorOffline(ctx)
-	out = append(out, n.checkDisk(), n.checkPortRange())
+	out = append(out, n.checkDisk())
+	out = append(out, checkSite(thisHost{kernelSockets{}}, n.site(sn))...)
+	out = append(out, n.checkPorts()...)
+	out = append(out, n.checkFirewalls()...)
 	out = append(out, n.checkParts(v)...)
 	out = append(out, n.checkPeers(v)...)
 	out = append(out, n.checkDNS(ctx)...)
@@ -155,25 +125,6 @@ func (n *Node) checkDisk() api.Check {
 	c := api.Check{Name: "state directory", Status: okay, Detail: fmt.Sprintf("%s, %d MiB free", n.dir, free)}
 	if free < 64 {
 		c.Status, c.Fix = warn, "make room: without it no address can be given out"
-	}
-	return c
-}
-
-// checkPortRange warns of node ports that the host's own clients may take.
-func (n *Node) checkPortRange() api.Check {
-	np := n.cfg.Services.NodePorts
-	c := api.Check{Name: "node ports", Status: okay, Detail: fmt.Sprintf("%d-%d", np.First, np.Last)}
-	f := strings.Fields(sysctl("net/ipv4/ip_local_port_range"))
-	if len(f) != 2 {
-		return c
-	}
-	lo, err1 := strconv.Atoi(f[0])
-	hi, err2 := strconv.Atoi(f[1])
-	if err1 == nil && err2 == nil && lo <= int(np.Last) && int(np.First) <= hi {
-		c.Detail = fmt.Sprintf("%d-%d overlap the host's own client ports %d-%d", np.First, np.Last, lo, hi)
-		if res := sysctl("net/ipv4/ip_local_reserved_ports"); res == "" {
-			c.Status, c.Fix = warn, fmt.Sprintf("sysctl net.ipv4.ip_local_reserved_ports=%d-%d", np.First, np.Last)
-		}
 	}
 	return c
 }

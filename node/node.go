@@ -218,6 +218,9 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if n.lb, err = lb.New(lb.Options{Logger: n.log.With("part", "lb"), Registry: reg, Conntrack: n.overlay.Conntrack()}); err != nil {
 		return err
 	}
+	if err := n.loadFirewalls(); err != nil {
+		return err
+	}
 	n.observedLinks()
 	n.announce, err = announce.New(announce.Options{
 		Ready: n.announceReady, Changed: n.linksChanged, Logger: n.log.With("part", "announce"), Registry: reg,

@@ -17,8 +17,8 @@ import (
 // which is published, or a node port, after it was.
 const portTick = 5 * time.Second
 
-// localhost is where a port that is published on every address is served too.
-var localhost = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+// localhosts are where a port that is published on every address is served too.
+var localhosts = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 
 // claim is a port of this host that the balancer takes packets of.
 type claim struct {
@@ -34,21 +34,30 @@ func (c claim) String() string {
 }
 
 // takes reports whether a socket would miss packets, or its port could not be
-// served, because of the claim. Another address of 127.0.0.0/8 than ours is
-// left alone, and so is one of IPv6.
+// served, because of the claim. A published port takes packets of its target's
+// IP version, a node port those of both. Another address of 127.0.0.0/8 than
+// ours is left alone.
 func (c claim) takes(s boundSocket) bool {
 	at := s.at.Addr()
+	v4, v6 := c.Target.Is4(), c.Target.Is6()
+	if !c.Target.IsValid() { // a workload that has no address yet gets one of IPv4
+		v4, v6 = true, c.nodePort != ""
+	}
 	switch port := s.at.Port(); {
 	case s.proto != c.Protocol || port < c.HostPort || port > c.LastPort():
 		return false
-	case at.IsUnspecified():
-		return !s.v6 || c.HostAddr.Is6()
-	case c.HostAddr.IsValid():
+	case at.IsUnspecified() && at.Is6() && !s.v6:
+		return true // both
+	case c.HostAddr.IsValid() && !at.IsUnspecified():
 		return at == c.HostAddr
+	case c.HostAddr.IsLoopback(): // served by the daemon, whatever the target
+		return at.Is4() == c.HostAddr.Is4()
+	case at.Is4() && !v4 || at.Is6() && !v6:
+		return false
 	case at.IsLoopback():
-		return at == localhost && c.nodePort == ""
+		return slices.Contains(localhosts, at) && c.nodePort == ""
 	}
-	return at.Is4()
+	return true
 }
 
 // portConflict is a port that two want.

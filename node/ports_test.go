@@ -35,26 +35,33 @@ func TestPublishAndProcesses(t *testing.T) {
 		publish api.Publish
 		want    string // part of the error; empty: none
 	}{
-		"the same":             {"tcp 0.0.0.0:8080 nginx (pid 812)", api.Publish{HostPort: 8080}, "nginx (pid 812) listens on 0.0.0.0:8080/tcp"},
-		"both families":        {"tcp [::]:8080 java (pid 3)", api.Publish{HostPort: 8080}, "java (pid 3) listens on [::]:8080/tcp"},
-		"IPv6 only":            {"tcp only[::]:8080 java (pid 3)", api.Publish{HostPort: 8080}, ""},
-		"another port":         {"tcp 0.0.0.0:8081 nginx (pid 812)", api.Publish{HostPort: 8080}, ""},
-		"in the range":         {"tcp 0.0.0.0:8081 nginx (pid 812)", api.Publish{HostPort: 8080, Last: 8090}, "port 8081/tcp of this host is in use"},
-		"another protocol":     {"udp 0.0.0.0:8080 named (pid 9)", api.Publish{HostPort: 8080}, ""},
-		"UDP":                  {"udp 192.0.2.1:53 named (pid 9)", api.Publish{HostPort: 53, Protocol: "udp"}, "named (pid 9) is bound to 192.0.2.1:53/udp"},
-		"that address":         {"tcp 192.0.2.1:80 nginx (pid 812)", api.Publish{HostPort: 80, HostAddr: netip.MustParseAddr("192.0.2.1")}, "in use"},
-		"another address":      {"tcp 192.0.2.1:80 nginx (pid 812)", api.Publish{HostPort: 80, HostAddr: netip.MustParseAddr("192.0.2.2")}, ""},
-		"on loopback":          {"tcp 127.0.0.1:631 cupsd (pid 5)", api.Publish{HostPort: 631}, "cupsd (pid 5) listens on 127.0.0.1:631/tcp"},
-		"elsewhere on lo":      {"udp 127.0.0.53:53 systemd-resolve (pid 5)", api.Publish{HostPort: 53, Protocol: "udp"}, ""},
-		"loopback, not ours":   {"tcp 127.0.0.1:631 cupsd (pid 5)", api.Publish{HostPort: 631, HostAddr: netip.MustParseAddr("192.0.2.1")}, ""},
-		"the resolver":         {"udp 10.96.0.10:53 nodectl", api.Publish{HostPort: 53, Protocol: "udp"}, ""},
-		"the daemon's own DNS": {"udp 192.0.2.1:53 nodectl", api.Publish{HostPort: 53, Protocol: "udp"}, "nodectl is bound to 192.0.2.1:53/udp"},
-		"nobody knows who":     {"tcp 0.0.0.0:22 ", api.Publish{HostPort: 22}, "a process of this host listens on"},
+		"the same":                      {"tcp 0.0.0.0:8080 nginx (pid 812)", api.Publish{HostPort: 8080}, "nginx (pid 812) listens on 0.0.0.0:8080/tcp"},
+		"both families":                 {"tcp [::]:8080 java (pid 3)", api.Publish{HostPort: 8080}, "java (pid 3) listens on [::]:8080/tcp"},
+		"IPv6 only":                     {"tcp only[::]:8080 java (pid 3)", api.Publish{HostPort: 8080}, ""},
+		"another IP version":            {"tcp [2001:db8::1]:8080 java (pid 3)", api.Publish{HostPort: 8080}, ""},
+		"another port":                  {"tcp 0.0.0.0:8081 nginx (pid 812)", api.Publish{HostPort: 8080}, ""},
+		"in the range":                  {"tcp 0.0.0.0:8081 nginx (pid 812)", api.Publish{HostPort: 8080, Last: 8090}, "port 8081/tcp of this host is in use"},
+		"another protocol":              {"udp 0.0.0.0:8080 named (pid 9)", api.Publish{HostPort: 8080}, ""},
+		"UDP":                           {"udp 192.0.2.1:53 named (pid 9)", api.Publish{HostPort: 53, Protocol: "udp"}, "named (pid 9) is bound to 192.0.2.1:53/udp"},
+		"that address":                  {"tcp 192.0.2.1:80 nginx (pid 812)", api.Publish{HostPort: 80, HostAddr: netip.MustParseAddr("192.0.2.1")}, "in use"},
+		"another address":               {"tcp 192.0.2.1:80 nginx (pid 812)", api.Publish{HostPort: 80, HostAddr: netip.MustParseAddr("192.0.2.2")}, ""},
+		"on loopback":                   {"tcp 127.0.0.1:631 cupsd (pid 5)", api.Publish{HostPort: 631}, "cupsd (pid 5) listens on 127.0.0.1:631/tcp"},
+		"elsewhere on lo":               {"udp 127.0.0.53:53 systemd-resolve (pid 5)", api.Publish{HostPort: 53, Protocol: "udp"}, ""},
+		"loopback, not ours":            {"tcp 127.0.0.1:631 cupsd (pid 5)", api.Publish{HostPort: 631, HostAddr: netip.MustParseAddr("192.0.2.1")}, ""},
+		"the resolver":                  {"udp 10.96.0.10:53 nodectl", api.Publish{HostPort: 53, Protocol: "udp"}, ""},
+		"the daemon's own DNS":          {"udp 192.0.2.1:53 nodectl", api.Publish{HostPort: 53, Protocol: "udp"}, "nodectl is bound to 192.0.2.1:53/udp"},
+		"IPv6, in use":                  {"tcp only[::]:8080 java (pid 3)", api.Publish{HostPort: 8080, Target: netip.MustParseAddr("2001:db8:1::2")}, "java (pid 3) listens on [::]:8080/tcp"},
+		"IPv6, beside IPv4":             {"tcp 0.0.0.0:8080 java (pid 3)", api.Publish{HostPort: 8080, Target: netip.MustParseAddr("2001:db8:1::2")}, ""},
+		"loopback of the other version": {"tcp 127.0.0.1:8080 java (pid 3)", api.Publish{HostPort: 8080, HostAddr: netip.MustParseAddr("127.0.0.1"), Target: netip.MustParseAddr("2001:db8:1::2")}, "in use"},
+		"nobody knows who":              {"tcp 0.0.0.0:22 ", api.Publish{HostPort: 22}, "a process of this host listens on"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newTestNode(t)
 			n.sockets = &fakeSockets{[]string{c.socket}}
-			c.publish.Target, c.publish.Port = target, 80
+			c.publish.Port = 80
+			if !c.publish.Target.IsValid() {
+				c.publish.Target = target
+			}
 			_, err := n.addPublish(t.Context(), c.publish)
 			if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || code(err) != api.CodeExists) {
 				t.Errorf("publish: %v, want %q", err, c.want)

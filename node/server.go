@@ -289,5 +289,6 @@ func (n *Node) routes() http.Handler {
 	mux.HandleFunc("GET "+api.PathDoctor, get(n.doctor))
 	n.serviceRoutes(mux)
 	n.clusterRoutes(mux)
+	n.firewallRoutes(mux)
 	return mux
 }

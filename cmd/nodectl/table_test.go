@@ -160,6 +160,13 @@ func TestTables(t *testing.T) {
 				{Key: "192.0.2.1:53/udp", Target: addr("10.244.0.3"), Port: 53, Endpoint: "apps.dns", Source: "command"},
 			})
 		},
+		"firewall": func(w io.Writer) {
+			firewallTable(w, []api.Firewall{
+				{Name: "docker", Found: true, On: true, Rules: []string{`ip filter DOCKER-USER iifname "nn-*" accept comment "nodenet"`, `ip filter DOCKER-USER oifname "nn-*" accept comment "nodenet"`}},
+				{Name: "ufw"},
+				{Name: "firewalld", Found: true, Error: "firewall firewalld: table inet firewalld can be changed by its owner only"},
+			})
+		},
 		"hostdns": func(w io.Writer) {
 			hostDNSPlan(w, &node.HostDNSPlan{
 				Kind: "file",

@@ -28,6 +28,11 @@ func TestCleanup(t *testing.T) {
 nft add table inet foreign
 nft add chain inet foreign input '{ type filter hook input priority 0 ; }'
 nft add rule inet foreign input tcp dport 9999 drop
+nft add table ip filter
+nft add chain ip filter DOCKER-USER
+nft add chain ip filter FORWARD '{ type filter hook forward priority 0 ; }'
+nft add rule ip filter FORWARD counter jump DOCKER-USER
+nft add rule ip filter DOCKER-USER counter return
 ip link add br0 type bridge
 ip address add 172.16.0.1/24 dev br0
 ip link set br0 up
@@ -43,6 +48,10 @@ sysctl -qw net.ipv4.conf.br0.rp_filter=1`)
 	}
 	start(t, s, "node1", "node2")
 
+	for i := 1; i <= 2; i++ {
+		// The counter of a rule is not one of its parts.
+		s.Want(s.Run(nodeName(i), "nodectl firewall integrate docker"), `insert rule ip filter DOCKER-USER iifname "nn-\*" accept comment "nodenet"`)
+	}
 	a := s.Workload(1, "a", "--label app=w --port http=80 --publish 8080:80")
 	b := s.Workload(2, "b", "--label app=w --port http=80")
 	a.Serve(80)
