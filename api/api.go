@@ -73,7 +73,7 @@ type Status struct {
 	Peers      []Peer            `json:"peers"`
 	Networks   []NetworkStatus   `json:"networks"`
 	Services   []Service         `json:"services"`
-	Subsystems []SubsystemStatus `json:"subsystems"` // dns, lb, overlay, dhcp, gossip, in this order
+	Subsystems []SubsystemStatus `json:"subsystems"` // dns, lb, overlay, dhcp, gossip, in this order, then those in trouble or use
 	Conflicts  []string          `json:"conflicts,omitempty"`
 }
 

@@ -189,6 +189,7 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 		GossipPort: cfg.Cluster.GossipPort, SyncPort: cfg.Cluster.SyncPort,
 		PublicKey: n.identity.Public(), VTEPMAC: n.self.VTEPMAC(), BootID: n.bootID, Version: n.opts.Version,
 		Started: n.started.Unix(), Networks: hex.EncodeToString(sum.Sum(nil)[:8]), OnLink: l.OnLink,
+		LANs: n.lans(),
 	}
 	for _, c := range cfg.Service {
 		s := serviceRecord(&c, sourceNodefile)

@@ -139,6 +139,7 @@ func (n *Node) doctor(ctx context.Context) ([]api.Check, error) {
 	out = append(out, n.checkDNS(ctx)...)
 	out = append(out, n.checkResolverPath(ctx)...)
 	out = append(out, n.checkVIPs(ctx, v)...)
+	out = append(out, n.checkAnnounced(v)...)
 	for _, c := range n.conflicts(sn, v) {
 		out = append(out, api.Check{Name: "conflict", Status: warn, Detail: fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser)})
 	}

@@ -34,6 +34,7 @@ import (
 	"nodenet/gossip"
 	"nodenet/ipam"
 	"nodenet/lb"
+	"nodenet/lb/announce"
 	"nodenet/node/check"
 	"nodenet/overlay"
 	"nodenet/state"
@@ -81,10 +82,15 @@ type Node struct {
 	dhcp    *dhcp.Server
 	book    *dhcp.Book
 
+	announce *announce.Speaker
+	elector  announce.Elector // runSync's own
+	relinked chan struct{}    // the links changed; see runLANs
+
 	hostAddrs []netip.Addr // of all interfaces, every localTick; runSync's own
 
 	mu    sync.Mutex
 	local overlay.Local // what the host's own interfaces say
+	links []announce.Link
 	// Published ports of the Nodefile that gave way, and processes whose port
 	// is ours; see ports.go.
 	withheld, shadowed []portConflict
@@ -126,7 +132,7 @@ func open(o Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: o, log: o.Logger, cfg: cfg, dir: cfg.Node.StateDir, started: time.Now(), bootID: randomID(),
-		declared: make(chan struct{}), leave: make(chan struct{}), redeclare: make(chan struct{}, 1), sockets: kernelSockets{},
+		declared: make(chan struct{}), leave: make(chan struct{}), redeclare: make(chan struct{}, 1), relinked: make(chan struct{}, 1), sockets: kernelSockets{},
 	}
 	n.applied = n.appliedByAll
 	if err := n.openAll(); err != nil {
@@ -210,6 +216,13 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		return err
 	}
 	if n.lb, err = lb.New(lb.Options{Logger: n.log.With("part", "lb"), Registry: reg, Conntrack: n.overlay.Conntrack()}); err != nil {
+		return err
+	}
+	n.observedLinks()
+	n.announce, err = announce.New(announce.Options{
+		Ready: n.announceReady, Changed: n.linksChanged, Logger: n.log.With("part", "announce"), Registry: reg,
+	})
+	if err != nil {
 		return err
 	}
 	if n.fds, err = openFDStore(n.log.With("part", "dns")); err != nil {
@@ -298,6 +311,8 @@ func (n *Node) run(ctx context.Context) error {
 		{"gossip", n.afterSaved(n.gossip.Run)},
 		{"overlay", n.overlay.Run},
 		{"lb", n.lb.Run},
+		{"announce", n.announce.Run},
+		{"lans", n.runLANs},
 		{"dns", n.dns.Run},
 		{"dhcp", n.dhcp.Run},
 		{"leases", n.book.Run},
@@ -332,6 +347,7 @@ func (n *Node) run(ctx context.Context) error {
 	})
 	err = g.Wait()
 	if errors.Is(err, ErrLeft) {
+		n.stopAnswering()
 		if err := putAway(n.dir); err != nil {
 			n.log.Error("files of the former cluster stay until the next join", "err", err)
 		}

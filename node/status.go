@@ -143,6 +143,9 @@ func (n *Node) subsystems(v *state.View) []api.SubsystemStatus {
 	if s, ok := n.portStatus(v.Rev); ok {
 		parts = append(parts, s)
 	}
+	if a := n.announce.Status(); len(a.Addrs) > 0 || !a.OK {
+		parts = append(parts, api.SubsystemStatus{Name: "announce", OK: a.OK, Desired: v.Rev, Applied: a.Applied, Detail: a.Detail, Error: a.Error, Fix: a.Fix})
+	}
 	if err := n.store.SaveError(); err != nil {
 		parts = append(parts, api.SubsystemStatus{
 			Name: "state", Desired: v.Rev, Applied: v.Rev, Error: "the last write failed, nothing new can be accepted: " + err.Error(),

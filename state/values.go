@@ -26,6 +26,16 @@ type Node struct {
 	// OnLink holds the prefixes of the underlay interface, by which a peer
 	// decides whether plain routes can reach this node.
 	OnLink []netip.Prefix `cbor:"14,keyasint,omitempty"`
+	// LANs are the Ethernet segments that the node is on now, by which the
+	// owner of an external address is elected. An interface without carrier
+	// is on none.
+	LANs []LAN `cbor:"15,keyasint,omitempty"`
+}
+
+// LAN is an address of a node's interface with the prefix of its segment.
+type LAN struct {
+	Addr netip.Prefix `cbor:"1,keyasint"` // e.g. 192.168.1.11/24
+	MAC  []byte       `cbor:"2,keyasint"` // of the interface
 }
 
 // Block is a range that a node has opened on a network: a pod CIDR, the unit
