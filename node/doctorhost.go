@@ -13,6 +13,7 @@ import (
 	"nodenet/api"
 	"nodenet/config"
 	"nodenet/lb"
+	"nodenet/overlay"
 	"nodenet/state"
 )
 
@@ -177,12 +178,12 @@ type site struct {
 }
 
 func (n *Node) site(sn *state.Snapshot) site {
-	c := n.cfg.Cluster
-	s := site{nodePorts: n.cfg.Services.NodePorts, dns: n.dnsAddrs(sn.View(), n.localNow()), ports: []lb.Port{
+	c, v, l := n.cfg.Cluster, sn.View(), n.localNow()
+	s := site{nodePorts: n.cfg.Services.NodePorts, dns: n.dnsAddrs(v, l, overlay.Derive(v, l)), ports: []lb.Port{
 		{Proto: "udp", Number: 53}, {Proto: "tcp", Number: 53},
 		{Proto: "tcp", Number: c.GossipPort}, {Proto: "udp", Number: c.GossipPort}, {Proto: "tcp", Number: c.SyncPort},
 	}}
-	for _, nw := range sn.View().Networks {
+	for _, nw := range v.Networks {
 		if nw.Overlay == state.OverlayVXLAN || nw.Overlay == state.OverlayAuto {
 			if p := (lb.Port{Proto: "udp", Number: cmp.Or(nw.Port, 4789)}); !slices.Contains(s.ports, p) {
 				s.ports = append(s.ports, p)
