@@ -161,6 +161,9 @@ func diffTables(old, now *Table) Ops {
 		return Ops{Replace: rs.Tables[:1], Sets: diffSets("bridge", old.bridgeTable().Sets, now.bridgeTable().Sets)}
 	}
 	var o Ops
+	o.Sets = append(o.Sets, old.policy.diff("inet", &now.policy)...)
+	o.Sets = append(o.Sets, old.policy.diff("bridge", &now.policy)...)
+	o.Sets = append(o.Sets, diffSets("inet", old.networkSets(), now.networkSets())...)
 	o.addBuckets("lb", "bkt", old.lbClasses, now.lbClasses, lbChain)
 	o.addBuckets("np", "npbkt", old.npClasses, now.npClasses, npChain)
 	// Both tables declare the same sets; these carry no elements.
@@ -175,7 +178,7 @@ func diffTables(old, now *Table) Ops {
 		}
 	}
 	o.Sets = append(o.Sets, diffSets("inet", a.smallSets(), b.smallSets())...)
-	o.Sets = append(o.Sets, diffSets("bridge", a.bridgeTable().Sets, b.bridgeTable().Sets)...)
+	o.Sets = append(o.Sets, diffSets("bridge", a.bridgeTable().Sets[:1], b.bridgeTable().Sets[:1])...)
 	return o
 }
 

@@ -20,7 +20,7 @@ func toKernel(s *Set, elems []Elem) []nftables.SetElement {
 		}
 		switch {
 		case s.Interval && len(s.Key) > 1:
-			ne.KeyEnd = []byte(e.End)
+			ne.KeyEnd, ne.Val = []byte(e.End), []byte(e.Val)
 		case s.Interval && e.End == "":
 			ne.IntervalOpen = true
 		case s.Interval:

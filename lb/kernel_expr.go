@@ -84,6 +84,8 @@ func (c *compiler) load(fields ...Field) {
 			c.add(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg})
 		case FieldOrigDaddr: // [ ct load dst_ip => reg 1 , dir original ]
 			c.add(&expr.Ct{Key: expr.CtKeyDSTIP, Register: reg, Direction: 0})
+		case FieldPriority: // [ meta load priority => reg 1 ]
+			c.add(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg})
 		case FieldSlot: // [ numgen reg 11 = random mod 2 ]
 			c.add(&expr.Numgen{Register: reg, Modulus: f.Mod, Type: unix.NFT_NG_RANDOM})
 		}
@@ -191,6 +193,8 @@ func (c *compiler) stmt(s Stmt) {
 		c.add(&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
 			&expr.Immediate{Register: 1, Data: []byte{unix.PACKET_HOST}},
 			&expr.Meta{Key: expr.MetaKeyPKTTYPE, SourceRegister: true, Register: 1})
+	case MatchPriority, MatchKnown, Count:
+		c.policyStmt(s)
 	case Do:
 		c.add(verdict(s))
 	default:
@@ -236,6 +240,9 @@ func describeRule(f nftables.TableFamily, es []expr.Any) string {
 			c := *l
 			c.SetID = 0
 			e = &c
+		}
+		if _, ok := e.(*expr.Counter); ok {
+			e = &expr.Counter{} // whatever it has counted
 		}
 		b, err := expr.Marshal(byte(f), e)
 		if err != nil {

@@ -16,11 +16,13 @@ type scope struct {
 	// far reports networks that each node has for itself: a backend there on
 	// another node cannot be reached from here, even where the same address
 	// exists on this node too.
-	far map[string]bool
+	far      map[string]bool
+	networks []NetworkInfo
 }
 
 func newScope(v *state.View, l Local) *scope {
 	s := &scope{l: l, far: make(map[string]bool)}
+	s.networks = networksOf(v)
 	for i := range v.Networks {
 		if v.Networks[i].Local() {
 			s.far[v.Networks[i].Name] = true
@@ -215,7 +217,7 @@ func (sc *scope) localBackend(x Target) LocalBackend {
 // published ports.
 func (sc *scope) frame(rev uint64) Table {
 	l := &sc.l
-	t := Table{Rev: rev, Range: l.Range.Masked(), Resolver: l.Resolver, Addrs: slices.Clone(l.NodeAddrs)}
+	t := Table{Rev: rev, Range: l.Range.Masked(), Resolver: l.Resolver, Addrs: slices.Clone(l.NodeAddrs), Networks: sc.networks}
 	for _, b := range l.Bridges {
 		if !b.usable() {
 			continue

@@ -20,9 +20,11 @@ type classes [MaxSlots + 1]bool
 func (t Table) Ruleset() Ruleset {
 	inet := TableSpec{Family: "inet", Name: TableName}
 	inet.Sets = append(t.bigSets(), t.smallSets()...)
+	inet.Sets = append(inet.Sets, t.networkSets()...)
+	inet.Sets = append(inet.Sets, t.policy.of("inet")...)
 	lb, np := t.buckets()
 	inet.Sets = append(inet.Sets, bucketSet("bkt", "lb", lb), bucketSet("npbkt", "np", np))
-	inet.Chains = t.chains()
+	inet.Chains = append(t.chains(), policyChains()...)
 	for n := range lb {
 		if lb[n] {
 			inet.Chains = append(inet.Chains, lbChain(n))
@@ -312,10 +314,10 @@ func (t *Table) bridgeTable() TableSpec {
 		}
 	}
 	m.sort()
-	return TableSpec{Family: "bridge", Name: TableName, Sets: []Set{m}, Chains: []Chain{
-		{Name: "lift", Type: "filter", Hook: "prerouting", Priority: 0, Rules: []Rule{
+	return TableSpec{Family: "bridge", Name: TableName, Sets: append([]Set{m}, t.policy.of("bridge")...), Chains: []Chain{
+		{Name: "lift", Type: "filter", Hook: "prerouting", Priority: 0, Rules: append([]Rule{
 			{MatchUnicast{}, Lift{[]Field{saddr, proto, sport}, "backends"}},
-		}},
+		}, policeRules()...)},
 	}}
 }
 

@@ -155,7 +155,10 @@ func (s *Set) text(e Elem) string {
 				b.WriteString(" . ")
 			}
 			n := kind.size()
-			b.WriteString(format(s.Key[i:i+1], k[:n]) + "-" + format(s.Key[i:i+1], end[:n]))
+			first, last := format(s.Key[i:i+1], k[:n]), format(s.Key[i:i+1], end[:n])
+			if b.WriteString(first); last != first {
+				b.WriteString("-" + last)
+			}
 			k, end = k[n:], end[n:]
 		}
 	}

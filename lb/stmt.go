@@ -33,6 +33,7 @@ const (
 	FieldOif
 	FieldOrigDaddr // destination before translation
 	FieldSlot
+	FieldPriority // of the packet: what SetPriority stored
 )
 
 var (
@@ -44,6 +45,7 @@ var (
 	iif       = Field{ID: FieldIif}
 	oif       = Field{ID: FieldOif}
 	origDaddr = Field{ID: FieldOrigDaddr}
+	priority  = Field{ID: FieldPriority}
 )
 
 func slot(n int) Field { return Field{ID: FieldSlot, Mod: uint32(n)} }
@@ -66,6 +68,8 @@ func (f Field) String() string {
 		return "oifname"
 	case FieldOrigDaddr:
 		return "ct original ip daddr"
+	case FieldPriority:
+		return "meta priority"
 	case FieldSlot:
 		return fmt.Sprintf("numgen random mod %d", f.Mod)
 	}

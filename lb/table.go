@@ -75,9 +75,12 @@ type Table struct {
 	routes        []Bridge // what is behind which bridge, for Trace
 	Links         []string // devices of ours, bridges included
 	Addrs         []netip.Addr
+	// Networks are all that this node knows, with the names of their peers.
+	Networks []NetworkInfo
 	// Warnings say what was left out and why, one line each.
 	Warnings []string
 
+	policy               policySets
 	services, backends   int     // for people
 	lbClasses, npClasses classes // chains that exist already
 }
@@ -118,6 +121,14 @@ type Bridge struct {
 	Name     string
 	Prefix   netip.Prefix
 	Internal bool
+}
+
+// NetworkInfo is a network as isolation needs it: networks reach one another
+// when one of the two has the other as a peer.
+type NetworkInfo struct {
+	Name   string
+	Prefix netip.Prefix
+	Peers  []string
 }
 
 func compareTarget(a, b Target) int {
@@ -167,6 +178,7 @@ func Derive(v *state.View, l Local) Table {
 	}
 	t.include(sc, sc.published(v))
 	t.finish()
+	t.policy = newPolicyBook(v, sc).sets()
 	return t
 }
 

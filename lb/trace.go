@@ -221,6 +221,13 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 			t.prio = binary.NativeEndian.Uint32([]byte(e.Val))
 		case ClearPriority:
 			t.prio = 0
+		case MatchPriority:
+			if t.prio != s.N {
+				return "", ""
+			}
+		case MatchKnown: // packets are the first of a flow
+			return "", ""
+		case Count:
 		case PriorityVmap:
 			e, ok := t.ask(s.Map, key(nil).host(t.prio))
 			if !ok {
@@ -295,6 +302,8 @@ func (t *tracer) lookup(name string, fields []Field) (Elem, bool) {
 			k = k.ifname(t.p.In)
 		case FieldOif:
 			k = k.ifname(t.out)
+		case FieldPriority:
+			k = k.host(t.prio)
 		case FieldSlot:
 			k = k.host(t.p.Rand % f.Mod)
 		}

@@ -16,7 +16,7 @@ func TestTrace(t *testing.T) {
 		rand         uint32
 		want, path   string
 	}{
-		"first slot":                   {"nn-t0", w2, "10.96.0.20:80/tcp", 40000, 0, "accept to 10.244.0.2:8080", "raw_pre pre dispatch vip lb-2 guard_pre guard forward post translated"},
+		"first slot":                   {"nn-t0", w2, "10.96.0.20:80/tcp", 40000, 0, "accept to 10.244.0.2:8080", "raw_pre pre dispatch vip lb-2 guard_pre guard forward permit post translated"},
 		"second slot is itself":        {"nn-t0", w2, "10.96.0.20:80/tcp", 40000, 7, "accept to 10.244.0.3:8080 masquerade", ""},
 		"outside, backend here":        {"eth0", client, "10.96.0.23:80/tcp", 40000, 0, "accept to 10.244.0.2:8080", ""},
 		"outside, backend elsewhere":   {"eth0", client, "10.96.0.23:80/tcp", 40000, 1, "accept to 10.244.1.2:8080 masquerade", ""},
@@ -35,7 +35,7 @@ func TestTrace(t *testing.T) {
 		"answer to the node itself":    {"", "10.96.0.10", "10.96.0.10:40000/udp", 53, 0, "accept notrack", ""},
 		"node port on the resolver":    {"nn-t0", w1, "10.96.0.10:30080/tcp", 40000, 0, "reset", ""},
 		"published port on resolver":   {"nn-t0", w1, "10.96.0.10:8080/tcp", 40000, 0, "reset", ""},
-		"node port":                    {"eth0", client, "192.0.2.11:30080/tcp", 40000, 1, "accept to 10.244.0.3:8080", "raw_pre pre dispatch host np-2 guard_pre guard forward post translated"},
+		"node port":                    {"eth0", client, "192.0.2.11:30080/tcp", 40000, 1, "accept to 10.244.0.3:8080", "raw_pre pre dispatch host np-2 guard_pre guard forward permit post translated"},
 		"node port, elsewhere":         {"eth0", client, "192.0.2.11:30090/tcp", 40000, 1, "accept to 10.244.1.2:8080 masquerade", ""},
 		"node port, other protocol":    {"eth0", client, "192.0.2.11:30080/udp", 40000, 0, "accept", ""},
 		"node port, pod of a peer":     {"nn-vx1", w9, "192.0.2.11:30090/tcp", 40000, 1, "accept to 10.244.1.2:8080 masquerade", ""},
