@@ -1,0 +1,102 @@
+package lb
+
+import (
+	"os"
+	"testing"
+
+	"nodenet/state"
+)
+
+// TestPolicyTraffic sends real packets between two workloads on one bridge, an
+// outside host that also plays the other node's workload, and the node, with
+// and without the host's br_netfilter looking at bridged packets.
+func TestPolicyTraffic(t *testing.T) {
+	for _, nf := range []string{"0", "1"} {
+		t.Run("bridge-nf-call-iptables="+nf, func(t *testing.T) {
+			tp := newTopology(t, testView())
+			if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err == nil {
+				tp.node.sysctl("net/bridge/bridge-nf-call-iptables", nf)
+			} else if nf == "1" {
+				t.Skip("needs br_netfilter")
+			}
+			policyTraffic(t, tp)
+		})
+	}
+}
+
+func policyTraffic(t *testing.T, tp *topology) {
+	tcp := func(port uint16) []state.PolicyPort {
+		return []state.PolicyPort{{Protocol: "tcp", First: port, Last: port}}
+	}
+	peers := func(p ...state.PolicyPeer) []state.PolicyPeer { return p }
+	type try struct {
+		from          *space
+		network, addr string
+		want          []string
+	}
+	const direct, directUDP, vip, vipUDP = "10.244.0.2:8080", "10.244.0.2:5353", "10.96.0.21:80", "10.96.0.25:53"
+	ok := []string{"w1 10.244.0.3"}
+	no := []string{"timeout"}
+	fromOutside := []string{"w1 192.0.2.1"}
+	steps := []struct {
+		name     string
+		policies []*state.Policy
+		tries    []try
+	}{
+		{"no policy", nil, []try{
+			{tp.w2, "tcp", direct, ok}, {tp.w2, "udp", directUDP, ok}, {tp.w2, "tcp", vip, ok}, {tp.outer, "tcp", vip, fromOutside},
+		}},
+		{"default deny", []*state.Policy{{Namespace: "a", Name: "deny", DenyIngress: true}}, []try{
+			{tp.w2, "tcp", direct, no}, {tp.w2, "udp", directUDP, no}, {tp.w2, "tcp", vip, no}, {tp.w2, "udp", vipUDP, no},
+			{tp.outer, "tcp", vip, no}, {tp.outer, "tcp", "192.0.2.11:8080", no}, {tp.outer, "tcp", "192.0.2.11:30080", []string{"w2 192.0.2.1", "timeout"}},
+			{tp.node, "tcp", direct, []string{"w1 10.244.0.1"}}, {tp.node, "udp", vipUDP, []string{"w1 192.0.2.11"}},
+			{tp.w1, "tcp", vip, []string{"w1 10.244.0.1"}},               // itself, by its service
+			{tp.w1, "tcp", "10.244.0.3:8080", []string{"w2 10.244.0.2"}}, // replies to its own connections
+			{tp.w1, "udp", "10.244.0.3:5353", []string{"w2 10.244.0.2"}},
+			{tp.w1, "tcp", "10.244.1.2:8080", []string{"far 10.244.0.2"}},
+			{tp.w1, "udp", "192.0.2.1:7001", []string{"internet 192.0.2.11"}},
+		}},
+		{"a port for a label", []*state.Policy{{Namespace: "a", Name: "web", Selector: labelsOf("app=w1"),
+			Ingress: []state.PolicyRule{{Peers: peers(state.PolicyPeer{Namespace: "*", Labels: labelsOf("app=w2")}), Ports: tcp(8080)}}}}, []try{
+			{tp.w2, "tcp", direct, ok}, {tp.w2, "tcp", vip, ok}, {tp.w2, "udp", directUDP, no}, {tp.w2, "udp", vipUDP, no},
+			{tp.outer, "tcp", vip, no},
+		}},
+		{"a prefix", []*state.Policy{{Namespace: "a", Name: "web", Ingress: []state.PolicyRule{{Peers: peers(state.PolicyPeer{Prefix: pfx("192.0.2.0/24")})}}}}, []try{
+			{tp.outer, "tcp", vip, fromOutside}, {tp.outer, "udp", vipUDP, fromOutside}, {tp.outer, "tcp", "192.0.2.11:8080", fromOutside}, {tp.w2, "tcp", direct, no},
+		}},
+		{"egress", []*state.Policy{{Namespace: "b", Name: "out", Egress: []state.PolicyRule{{Peers: peers(state.PolicyPeer{Namespace: "a"}), Ports: tcp(8080)}}}}, []try{
+			{tp.w2, "tcp", direct, ok}, {tp.w2, "tcp", vip, ok}, {tp.w2, "udp", directUDP, no},
+			{tp.w2, "tcp", "10.96.0.24:80", no}, {tp.w2, "tcp", "192.0.2.1:7000", no}, {tp.w1, "tcp", "10.96.0.24:80", []string{"far 10.244.0.2"}},
+			{tp.outer, "tcp", "192.0.2.11:8443", []string{"w2 192.0.2.1"}}, // replies of what it is not the client of
+			{tp.w1, "udp", "10.244.0.3:5353", []string{"w2 10.244.0.2"}},
+		}},
+		{"taken back", nil, []try{{tp.w2, "udp", directUDP, ok}, {tp.w2, "tcp", direct, ok}, {tp.outer, "tcp", vip, fromOutside}}},
+	}
+	base := testView()
+	w := newPolicyWorld()
+	w.rev = 100
+	w.endpoint("w1.a", selfID, "10.244.0.2", "app=w1")
+	w.endpoint("w2.b", selfID, "10.244.0.3", "app=w2")
+	for _, step := range steps {
+		clear(w.policies)
+		for _, p := range step.policies {
+			w.policies[p.Key()] = p
+		}
+		v := w.view()
+		v.Publishes = base.Publishes
+		var es []*state.EndpointView
+		var ss []*state.ServiceView
+		for e := range v.Endpoints() {
+			es = append(es, e)
+		}
+		for s := range base.Services() {
+			ss = append(ss, s)
+		}
+		tp.set(state.NewView(*v, es, ss))
+		for _, try := range step.tries {
+			t.Run(step.name+" "+try.network+" to "+try.addr, func(t *testing.T) {
+				calls(t, try.from, try.network, try.addr, try.want...)
+			})
+		}
+	}
+}
