@@ -51,6 +51,13 @@ const AnyNamespace = "*"
 // FullName returns NAME.NAMESPACE.
 func (p *Policy) FullName() string { return p.Name + "." + p.Namespace }
 
+// String returns the block.
+func (p *Policy) String() string {
+	var w printer
+	w.policy(p)
+	return w.b.String()
+}
+
 func (p *parser) policy(b block) {
 	pol := Policy{Namespace: DefaultNamespace, Pos: b.pos}
 	title := b.name()

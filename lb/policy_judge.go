@@ -18,6 +18,13 @@ type Judgement struct {
 	Ingress  Side // of the backend
 }
 
+// AllowedBy reports whether nothing that one node enforces is against the
+// connection: each node judges the ends that it has.
+func (j *Judgement) AllowedBy(node state.NodeID) bool {
+	here := func(s Side) bool { return s.Allowed || s.Node != string(node) }
+	return j.Networks == "" && here(j.Egress) && here(j.Ingress)
+}
+
 // Side is one end's view of a connection.
 type Side struct {
 	Endpoint string   // NAME.NAMESPACE, or the ID; empty: no endpoint that policies could be about
@@ -51,8 +58,14 @@ func Judge(v *state.View, src, dst netip.Addr, proto uint8, port uint16) Judgeme
 		j.Ingress.Allowed, j.Ingress.By = true, "itself"
 		return j
 	}
-	if a, b := networkAt(v, src), networkAt(v, dst); a != nil && b != nil && a != b && !fromNode &&
-		!slices.Contains(a.Peers, b.Name) && !slices.Contains(b.Peers, a.Name) {
+	_, toNode := nodeAddrs(v)[dst]
+	switch a, b := networkAt(v, src), networkAt(v, dst); {
+	case a == b:
+	case a != nil && a.Internal && !toNode:
+		j.Networks = fmt.Sprintf("network %s is internal", a.Name)
+	case b != nil && b.Internal && !fromNode:
+		j.Networks = fmt.Sprintf("network %s is internal", b.Name)
+	case a != nil && b != nil && !fromNode && !slices.Contains(a.Peers, b.Name) && !slices.Contains(b.Peers, a.Name):
 		j.Networks = fmt.Sprintf("networks %s and %s are not peers", a.Name, b.Name)
 	}
 	j.Egress.judge(v, egress, from, to, dst, proto, port)

@@ -158,8 +158,7 @@ func (w *policyWorld) mutate(t *rapid.T) {
 // Judge says, as far as it is this node's to enforce.
 func wants(v *state.View, src, dst netip.Addr, proto uint8, port uint16) bool {
 	j := Judge(v, src, dst, proto, port)
-	here := func(s Side) bool { return s.Allowed || s.Node != string(selfID) }
-	return j.Networks == "" && here(j.Egress) && here(j.Ingress)
+	return j.AllowedBy(selfID)
 }
 
 // TestPolicyModel: whatever endpoints and policies come and go, the rules that

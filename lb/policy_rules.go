@@ -160,3 +160,7 @@ func policeRules() []Rule {
 		{MatchUnicast{}, Lift{[]Field{daddr}, "policed"}},
 	}
 }
+
+// PolicyChains are the chains that isolate networks and enforce policies, and
+// the one by which the bridge hands packets to them.
+var PolicyChains = []string{"lift", "forward", "permit", "isolated", "egress", "egress-ports", "ingress", "ingress-ports"}

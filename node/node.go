@@ -231,7 +231,7 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		Advertise: n.local.Advertise, Bind: n.local.Advertise,
 		GossipPort: n.cfg.Cluster.GossipPort, SyncPort: n.cfg.Cluster.SyncPort,
 		Join: n.cfg.Cluster.Join, Handlers: map[string]gossip.Handler{
-			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget,
+			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget, methodPolicy: n.servePolicyTrace,
 		},
 		Logger: n.log.With("part", "gossip"), Registry: reg,
 	})
