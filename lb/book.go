@@ -26,7 +26,7 @@ type book struct {
 	pol   *policyBook
 
 	// claims are the services that ask for a port, sorted by name; the first
-	// has it. Node ports have no address.
+	// has it. Of node ports the address is anyOf their version.
 	claims  map[Target][]*Service
 	rivals  map[Target]bool // ports that several ask for
 	slots   map[Target][]netip.AddrPort
@@ -39,26 +39,26 @@ type book struct {
 	services, backends int
 	warned             map[string]bool // services with warnings
 	warnings           []string        // nil: to be collected anew
-	decl               declarations
+	decl               [len(versions)]declarations
 }
 
-// declarations are the sets whose elements a service can change.
-type declarations struct{ svc, eps, npsvc, npeps, publish, publishAny, vips, hairpin, remote, lift Set }
+// declarations are the sets of one version whose elements a service can change.
+type declarations struct{ svc, eps, npsvc, npeps, vips, hairpin, remote, lift Set }
 
-func newDeclarations() declarations {
+func newDeclarations() (out [len(versions)]declarations) {
 	var t Table
-	big, small, br := t.bigSets(), t.smallSets(), t.bridgeTable().Sets
-	named := func(sets []Set, name string) Set {
-		i := slices.IndexFunc(sets, func(s Set) bool { return s.Name == name })
-		sets[i].Elems = nil
-		return sets[i]
+	sets := slices.Concat(t.smallSets(), t.bridgeTable().Sets)
+	for _, v := range versions {
+		named := func(name string) Set {
+			i := slices.IndexFunc(sets, func(s Set) bool { return s.Name == v.name(name) })
+			return sets[i]
+		}
+		d := declarations{vips: named("vips"), hairpin: named("hairpin"), remote: named("remote"), lift: named("backends")}
+		d.svc, d.eps = slotSets(v, false)
+		d.npsvc, d.npeps = slotSets(v, true)
+		out[v] = d
 	}
-	return declarations{
-		svc: named(big, "svc"), eps: named(big, "eps"), npsvc: named(big, "npsvc"), npeps: named(big, "npeps"),
-		publish: named(small, "publish"), publishAny: named(small, "publishany"),
-		vips: named(small, "vips"), hairpin: named(small, "hairpin"), remote: named(small, "remote"),
-		lift: named(br, "backends"),
-	}
+	return out
 }
 
 // refs counts who asks for a key, and remembers until it is settled which keys
@@ -82,18 +82,24 @@ func (r *refs[K]) add(k K, d int) {
 	}
 }
 
-// settle adds to an operation the elements of keys that came or went.
-func (r *refs[K]) settle(op *SetOp, elem func(K) (Elem, bool)) {
+// settle returns the elements of keys that came or went, in the set of each
+// version.
+func (r *refs[K]) settle(family string, set func(Version) Set, elem func(K) (Version, Elem, bool)) []SetOp {
+	var ops []SetOp
+	for _, v := range versions {
+		ops = append(ops, SetOp{Family: family, Set: set(v)})
+	}
 	for k, was := range r.was {
 		if is := r.n[k]; (was > 0) != (is > 0) {
-			if e, ok := elem(k); ok && is > 0 {
-				op.Add = append(op.Add, e)
+			if v, e, ok := elem(k); ok && is > 0 {
+				ops[v].Add = append(ops[v].Add, e)
 			} else if ok {
-				op.Del = append(op.Del, e)
+				ops[v].Del = append(ops[v].Del, e)
 			}
 		}
 	}
 	r.forget()
+	return ops
 }
 
 func (r *refs[K]) forget() { clear(r.was) }
@@ -187,8 +193,10 @@ func (b *book) note(name string, old, now *part) {
 
 // count adds or takes away what a part shares with others.
 func (b *book) count(p *part, d int) {
-	if p.vip.IsValid() {
-		b.vips.add(p.vip, d)
+	for _, a := range p.vips {
+		b.vips.add(a, d)
+	}
+	if len(p.vips) > 0 {
 		b.services += d
 	}
 	b.backends += d * p.backends
@@ -288,14 +296,18 @@ func (b *book) warningsNow() []string {
 	out = append(out, b.pub.warnings...)
 	// Those of virtual addresses first.
 	keys := slices.SortedFunc(maps.Keys(b.rivals), func(x, y Target) int {
-		if x.Addr.IsValid() != y.Addr.IsValid() {
-			return map[bool]int{true: -1, false: 1}[x.Addr.IsValid()]
+		if anyAddr(x.Addr) != anyAddr(y.Addr) {
+			return map[bool]int{true: 1, false: -1}[anyAddr(x.Addr)]
 		}
 		return compareTarget(x, y)
 	})
+	told := make(map[string]bool) // both versions would say the same
 	for _, k := range keys {
 		for _, loser := range b.claims[k][1:] {
-			out = append(out, taken(b.claims[k][0], loser))
+			if w := taken(b.claims[k][0], loser); !told[w] {
+				told[w] = true
+				out = append(out, w)
+			}
 		}
 	}
 	b.warnings = out
@@ -311,7 +323,7 @@ func (b *book) table() Table {
 	for k, c := range b.claims {
 		s := *c[0]
 		s.Backends = b.slots[k]
-		if k.Addr.IsValid() {
+		if !anyAddr(k.Addr) {
 			t.Services = append(t.Services, s)
 		} else {
 			t.NodePorts = append(t.NodePorts, s)

@@ -63,6 +63,9 @@ func (w *world) mutate(t *rapid.T) (small bool) {
 		vip := rapid.SampledFrom([]string{"10.96.1.1", "10.96.1.2", fmt.Sprintf("10.96.1.%d", i+1), "10.96.0.10", "203.0.113.1", "2001:db8::1", ""}).Draw(t, "vip")
 		s := svc(name, vip, "tcp", 80, 0)
 		s.Ports = nil
+		if rapid.Bool().Draw(t, "dual") {
+			s.VIP6 = addr(rapid.SampledFrom([]string{"fd00:10:96::1:1", fmt.Sprintf("fd00:10:96::1:%d", i+1), "2001:db8::2"}).Draw(t, "vip6"))
+		}
 		for range rapid.IntRange(1, 3).Draw(t, "ports") {
 			s.Ports = append(s.Ports, state.ServicePort{
 				Protocol: rapid.SampledFrom([]string{"tcp", "udp", "sctp"}).Draw(t, "proto"),
@@ -77,6 +80,9 @@ func (w *world) mutate(t *rapid.T) (small bool) {
 			}
 			if id := fmt.Sprintf("e%d", n); w.endpoints[id] != nil {
 				b.Endpoint = id
+			}
+			if n%3 == 0 {
+				b.Addr = twin(b.Addr)
 			}
 			for range s.Ports {
 				b.Targets = append(b.Targets, rapid.SampledFrom([]uint16{8080, 8080, 5353, 0}).Draw(t, "target"))
@@ -113,12 +119,19 @@ func (w *world) mutate(t *rapid.T) (small bool) {
 		w.publishes = nil
 		for i := range rapid.IntRange(0, 4).Draw(t, "publishes") {
 			host := rapid.SampledFrom([]string{"", "192.0.2.11", "198.51.100.1", "127.0.0.1"}).Draw(t, "host")
+			if rapid.Bool().Draw(t, "six") {
+				host6 := rapid.SampledFrom([]string{"", "::", "2001:db8::11", "::1", "127.0.0.1", "192.0.2.11"}).Draw(t, "host6")
+				w.publishes = append(w.publishes, pub(host6, "udp", uint16(8000+i%3), fmt.Sprintf("[fd00:10:244::%d]:8080", 2+i%2)))
+				continue
+			}
 			w.publishes = append(w.publishes, pub(host, rapid.SampledFrom([]string{"tcp", "udp", "sctp"}).Draw(t, "proto"),
 				uint16(8000+i%3), fmt.Sprintf("10.244.%d.%d:8080", i%2, rapid.IntRange(1, 5).Draw(t, "target"))))
 		}
 		return true
 	}
-	switch rapid.IntRange(0, 3).Draw(t, "frame") {
+	switch rapid.IntRange(0, 4).Draw(t, "frame") {
+	case 4:
+		w.local.Range6 = rapid.SampledFrom([]netip.Prefix{pfx("fd00:10:96::/108"), {}}).Draw(t, "range6")
 	case 0:
 		w.local.Bridges = testLocal().Bridges[:rapid.IntRange(1, 3).Draw(t, "bridges")]
 	case 1:
@@ -357,7 +370,7 @@ func TestBookIsChecked(t *testing.T) {
 		synctest.Wait()
 		tab := bookTable(b)
 		wantKernel(t, k, &tab)
-		if what := b.book.agrees(); what != "" || len(tab.VIPs) != 6 {
+		if what := b.book.agrees(); what != "" || len(tab.VIPs) != 12 {
 			t.Errorf("not made anew: %s, %d addresses", what, len(tab.VIPs))
 		}
 		if n := testutil.ToFloat64(b.m.disagreements); n != 1 {

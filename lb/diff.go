@@ -27,8 +27,10 @@ func slotsObserved(have []Observed) slots {
 		if o.Family != "inet" {
 			continue
 		}
-		s.services = readSlots(o.Elems["eps"], true)
-		s.nodePorts = readSlots(o.Elems["npeps"], false)
+		for _, v := range versions {
+			s.services = append(s.services, readSlots(o.Elems[v.name("eps")], v, false)...)
+			s.nodePorts = append(s.nodePorts, readSlots(o.Elems[v.name("npeps")], v, true)...)
+		}
 		for n := 1; n <= MaxSlots; n++ {
 			_, s.lb[n] = o.Shape.Chains[lbChain(n).Name]
 			_, s.np[n] = o.Shape.Chains[npChain(n).Name]
@@ -37,34 +39,32 @@ func slotsObserved(have []Observed) slots {
 	return s
 }
 
-func readSlots(elems []Elem, vip bool) []Service {
+func readSlots(elems []Elem, v Version, nodePorts bool) []Service {
 	type at struct {
 		key  string
 		slot uint32
 	}
-	n := 12
-	if vip {
-		n = 16
+	addr := 0
+	if !nodePorts {
+		addr = addrKind(v).size()
 	}
+	n, val := addr+12, addrKind(v).size()+4
 	found := make(map[at]netip.AddrPort)
 	keys := make(map[string]bool)
 	for _, e := range elems {
-		if len(e.Key) != n || len(e.Val) != 8 {
+		if len(e.Key) != n || len(e.Val) != val {
 			continue
 		}
 		k := e.Key[:n-4]
-		a := netip.AddrFrom4([4]byte([]byte(e.Val[:4])))
-		found[at{k, binary.NativeEndian.Uint32([]byte(e.Key[n-4:]))}] = netip.AddrPortFrom(a, uint16(e.Val[4])<<8|uint16(e.Val[5]))
+		found[at{k, binary.NativeEndian.Uint32([]byte(e.Key[n-4:]))}] = readAddrPort(e.Val)
 		keys[k] = true
 	}
 	var out []Service
 	for k := range keys {
-		var s Service
-		p := k
-		if vip {
-			s.VIP, p = netip.AddrFrom4([4]byte([]byte(k[:4]))), k[4:]
+		s := Service{VIP: anyOf(v), Proto: k[addr], Port: readPort(k[addr+4:])}
+		if !nodePorts {
+			s.VIP = readAddr(k[:addr])
 		}
-		s.Proto, s.Port = p[0], uint16(p[4])<<8|uint16(p[5])
 		for i := uint32(0); ; i++ {
 			b, ok := found[at{k, i}]
 			if !ok {
@@ -156,7 +156,7 @@ func place(have, want []netip.AddrPort) []netip.AddrPort {
 // diffTables returns the transaction that leads from one arranged table to
 // the next. Its cost is a walk over both and what differs.
 func diffTables(old, now *Table) Ops {
-	if old.Range != now.Range || old.Resolver != now.Resolver {
+	if old.Range != now.Range || old.Resolver != now.Resolver || old.Range6 != now.Range6 || old.Resolver6 != now.Resolver6 {
 		rs := now.Ruleset()
 		return Ops{Replace: rs.Tables[:1], Sets: diffSets("bridge", old.bridgeTable().Sets, now.bridgeTable().Sets)}
 	}
@@ -166,10 +166,8 @@ func diffTables(old, now *Table) Ops {
 	o.Sets = append(o.Sets, diffSets("inet", old.networkSets(), now.networkSets())...)
 	o.addBuckets("lb", "bkt", old.lbClasses, now.lbClasses, lbChain)
 	o.addBuckets("np", "npbkt", old.npClasses, now.npClasses, npChain)
-	// Both tables declare the same sets; these carry no elements.
-	decl := new(Table).bigSets()
-	o.diffServices(decl[0], decl[1], old.Services, now.Services)
-	o.diffServices(decl[2], decl[3], old.NodePorts, now.NodePorts)
+	o.diffServices(false, old.Services, now.Services)
+	o.diffServices(true, old.NodePorts, now.NodePorts)
 	a, b := *old, *now
 	if slices.Equal(a.VIPs, b.VIPs) {
 		a.VIPs, b.VIPs = nil, nil // the only small set that grows with the cluster
@@ -178,7 +176,7 @@ func diffTables(old, now *Table) Ops {
 		}
 	}
 	o.Sets = append(o.Sets, diffSets("inet", a.smallSets(), b.smallSets())...)
-	o.Sets = append(o.Sets, diffSets("bridge", a.bridgeTable().Sets[:1], b.bridgeTable().Sets[:1])...)
+	o.Sets = append(o.Sets, diffSets("bridge", a.bridgeTable().Sets[:len(versions)], b.bridgeTable().Sets[:len(versions)])...)
 	return o
 }
 
@@ -204,23 +202,29 @@ func (o *Ops) addBuckets(prefix, set string, old, now classes, chain func(int) C
 	}
 }
 
-func (o *Ops) diffServices(cls, slot Set, old, now []Service) {
-	d := slotDiff{cls: SetOp{Family: "inet", Set: cls}, slot: SetOp{Family: "inet", Set: slot}}
+func (o *Ops) diffServices(nodePorts bool, old, now []Service) {
+	var diffs [len(versions)]slotDiff
+	for _, v := range versions {
+		cls, slots := slotSets(v, nodePorts)
+		diffs[v] = slotDiff{cls: SetOp{Family: "inet", Set: cls}, slot: SetOp{Family: "inet", Set: slots}}
+	}
 	i, j := 0, 0
 	for i < len(old) || j < len(now) {
 		switch {
 		case j == len(now) || i < len(old) && compareService(old[i], now[j]) < 0:
-			d.change(&old[i], old[i].Backends, nil)
+			diffs[versionOf(old[i].VIP)].change(&old[i], old[i].Backends, nil)
 			i++
 		case i == len(old) || compareService(old[i], now[j]) > 0:
-			d.change(&now[j], nil, now[j].Backends)
+			diffs[versionOf(now[j].VIP)].change(&now[j], nil, now[j].Backends)
 			j++
 		default:
-			d.change(&now[j], old[i].Backends, now[j].Backends)
+			diffs[versionOf(now[j].VIP)].change(&now[j], old[i].Backends, now[j].Backends)
 			i, j = i+1, j+1
 		}
 	}
-	o.add(d.slot, d.cls)
+	for _, d := range diffs {
+		o.add(d.slot, d.cls)
+	}
 }
 
 // add appends the operations that do something.

@@ -31,6 +31,9 @@ func genTable(t *rapid.T) Table {
 		for _, b := range backends.Draw(t, "backends") {
 			s.Backends = append(s.Backends, state.BackendOf{Addr: netip.AddrFrom4([4]byte{10, 244, byte(b % 2), byte(b)}), Targets: []uint16{8080}, Ready: true})
 		}
+		if rapid.Bool().Draw(t, "dual") {
+			dual(s)
+		}
 		services = append(services, s)
 	}
 	for i := range rapid.IntRange(0, 3).Draw(t, "publishes") {
@@ -44,6 +47,9 @@ func genTable(t *rapid.T) Table {
 	}
 	if rapid.IntRange(0, 5).Draw(t, "resolver") == 0 {
 		l.Resolver = addr("10.96.0.11")
+	}
+	if rapid.IntRange(0, 5).Draw(t, "resolver6") == 0 {
+		l.Resolver6 = netip.Addr{}
 	}
 	return Derive(state.NewView(v, nil, services), l)
 }

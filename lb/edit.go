@@ -26,9 +26,12 @@ func (e *edit) touch(k Target) {
 func (b *book) settle(e *edit) (Ops, []Target) {
 	var o Ops
 	var stale []Target
-	d := &b.decl
-	vip := slotDiff{cls: SetOp{Family: "inet", Set: d.svc}, slot: SetOp{Family: "inet", Set: d.eps}}
-	np := slotDiff{cls: SetOp{Family: "inet", Set: d.npsvc}, slot: SetOp{Family: "inet", Set: d.npeps}}
+	var vip, np [len(versions)]slotDiff
+	for v := range versions {
+		d := &b.decl[v]
+		vip[v] = slotDiff{cls: SetOp{Family: "inet", Set: d.svc}, slot: SetOp{Family: "inet", Set: d.eps}}
+		np[v] = slotDiff{cls: SetOp{Family: "inet", Set: d.npsvc}, slot: SetOp{Family: "inet", Set: d.npeps}}
+	}
 	lb, nps := b.lb, b.np
 	for k := range e.touched {
 		had := b.slots[k]
@@ -40,12 +43,12 @@ func (b *book) settle(e *edit) (Ops, []Target) {
 			delete(b.slots, k)
 		}
 		s := Service{VIP: k.Addr, Proto: k.Proto, Port: k.Port}
-		if k.Addr.IsValid() {
-			vip.change(&s, had, now)
-			lb[len(now)] = true
-		} else {
-			np.change(&s, had, now)
+		if v := versionOf(k.Addr); s.nodePort() {
+			np[v].change(&s, had, now)
 			nps[len(now)] = true
+		} else {
+			vip[v].change(&s, had, now)
+			lb[len(now)] = true
 		}
 		if k.Proto == UDP && pinned(had, now) {
 			stale = append(stale, k)
@@ -59,28 +62,29 @@ func (b *book) settle(e *edit) (Ops, []Target) {
 		o.addBuckets("np", "npbkt", b.np, nps, npChain)
 	}
 	b.lb, b.np = lb, nps
-	ops := []SetOp{vip.slot, vip.cls, np.slot, np.cls}
+	var ops []SetOp
+	for _, kind := range [][len(versions)]slotDiff{vip, np} {
+		for v := range kind {
+			ops = append(ops, kind[v].slot, kind[v].cls)
+		}
+	}
 	if e.publishes {
 		o.Sets = append(o.Sets, diffSets("inet", publishSets(e.wasPublished), publishSets(b.pub.publishes))...)
 		stale = append(stale, staleUDP(&Table{Publishes: e.wasPublished}, &Table{Publishes: b.pub.publishes})...)
 	}
-	change := func(family string, s Set) *SetOp {
-		ops = append(ops, SetOp{Family: family, Set: s})
-		return &ops[len(ops)-1]
-	}
-	b.vips.settle(change("inet", d.vips), func(a netip.Addr) (Elem, bool) {
-		return Elem{Key: string(key(nil).addr(a))}, true
-	})
-	b.hairpin.settle(change("inet", d.hairpin), func(a netip.Addr) (Elem, bool) {
-		return Elem{Key: string(key(nil).addr(a).addr(a))}, true
-	})
-	b.remote.settle(change("inet", d.remote), func(x Target) (Elem, bool) {
-		return Elem{Key: string(keyTarget(x))}, true
-	})
-	b.local.settle(change("bridge", d.lift), func(x Target) (Elem, bool) {
+	ops = append(ops, b.vips.settle("inet", func(v Version) Set { return b.decl[v].vips }, func(a netip.Addr) (Version, Elem, bool) {
+		return versionOf(a), Elem{Key: string(key(nil).addr(a))}, true
+	})...)
+	ops = append(ops, b.hairpin.settle("inet", func(v Version) Set { return b.decl[v].hairpin }, func(a netip.Addr) (Version, Elem, bool) {
+		return versionOf(a), Elem{Key: string(key(nil).addr(a).addr(a))}, true
+	})...)
+	ops = append(ops, b.remote.settle("inet", func(v Version) Set { return b.decl[v].remote }, func(x Target) (Version, Elem, bool) {
+		return versionOf(x.Addr), Elem{Key: string(keyTarget(x))}, true
+	})...)
+	ops = append(ops, b.local.settle("bridge", func(v Version) Set { return b.decl[v].lift }, func(x Target) (Version, Elem, bool) {
 		l := b.sc.localBackend(x)
-		return Elem{Key: string(keyTarget(x)), Val: string(key(nil).ether(l.MAC))}, l.MAC != [6]byte{}
-	})
+		return versionOf(x.Addr), Elem{Key: string(keyTarget(x)), Val: string(key(nil).ether(l.MAC))}, l.MAC != [6]byte{}
+	})...)
 	for i := range ops {
 		sortElems(ops[i].Del)
 		sortElems(ops[i].Add)

@@ -248,6 +248,8 @@ func datatype(kinds []Kind) nftables.SetDatatype {
 		switch k {
 		case KindAddr:
 			ts[i] = nftables.TypeIPAddr
+		case KindAddr6:
+			ts[i] = nftables.TypeIP6Addr
 		case KindProto:
 			ts[i] = nftables.TypeInetProto
 		case KindPort:

@@ -43,7 +43,7 @@ func toKernel(s *Set, elems []Elem) []nftables.SetElement {
 // an element that no desired set has, and so gets deleted.
 func fromKernel(s *nftables.Set, els []nftables.SetElement) []Elem {
 	out := make([]Elem, 0, len(els))
-	single := s.Interval && s.KeyType.Bytes == 4
+	single := s.Interval && (s.KeyType.GetNFTMagic() == nftables.TypeIPAddr.GetNFTMagic() || s.KeyType.GetNFTMagic() == nftables.TypeIP6Addr.GetNFTMagic())
 	if single {
 		slices.SortFunc(els, func(a, b nftables.SetElement) int {
 			if c := strings.Compare(string(a.Key), string(b.Key)); c != 0 {

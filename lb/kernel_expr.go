@@ -23,7 +23,7 @@ func register(i int) uint32 {
 type compiler struct {
 	family nftables.TableFamily
 	out    []expr.Any
-	ipv4   bool // the rule already matches IPv4 only
+	only   [len(versions)]bool // the rule already matches this version only
 }
 
 // compile returns a rule's expressions. Each case is preceded by what
@@ -38,29 +38,47 @@ func compile(f nftables.TableFamily, r Rule) []expr.Any {
 
 func (c *compiler) add(e ...expr.Any) { c.out = append(c.out, e...) }
 
-// need4 restricts the rule to IPv4 before it reads an IPv4 header.
-func (c *compiler) need4() {
-	if c.ipv4 {
+// need restricts the rule to a version before it reads that version's header.
+func (c *compiler) need(v Version) {
+	if c.only[v] {
 		return
 	}
-	c.ipv4 = true
+	c.only[v] = true
 	if c.family == nftables.TableFamilyBridge {
 		// [ meta load protocol => reg 1 ] [ cmp eq reg 1 0x00000008 ]
+		ethertype := [...]uint16{V4: unix.ETH_P_IP, V6: unix.ETH_P_IPV6}[v]
 		c.add(&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{8, 0}})
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(ethertype)})
 		return
 	}
 	// [ meta load nfproto => reg 1 ] [ cmp eq reg 1 0x00000002 ]
 	c.add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}})
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(nfproto(v))}})
+}
+
+// nfproto is the number that nf_tables has for a version.
+func nfproto(v Version) uint32 {
+	return [...]uint32{V4: unix.NFPROTO_IPV4, V6: unix.NFPROTO_IPV6}[v]
+}
+
+// header loads an address of the network header.
+// [ payload load 4b @ network header + 12 => reg 1 ]
+func header(reg uint32, f Field) *expr.Payload {
+	p := &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
+	if f.V == V6 {
+		p.Offset, p.Len = 8, 16
+	}
+	if f.ID == FieldDaddr { // after the source's
+		p.Offset += p.Len
+	}
+	return p
 }
 
 // load puts fields into registers from the first on.
 func (c *compiler) load(fields ...Field) {
 	for _, f := range fields {
-		switch f.ID {
-		case FieldSaddr, FieldDaddr, FieldOrigDaddr:
-			c.need4()
+		if f.isAddr() {
+			c.need(f.V)
 		}
 	}
 	at := 0
@@ -68,10 +86,8 @@ func (c *compiler) load(fields ...Field) {
 		reg := register(at)
 		at += f.size() / 4
 		switch f.ID {
-		case FieldSaddr: // [ payload load 4b @ network header + 12 => reg 1 ]
-			c.add(&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4})
-		case FieldDaddr:
-			c.add(&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4})
+		case FieldSaddr, FieldDaddr:
+			c.add(header(reg, f))
 		case FieldProto: // [ meta load l4proto => reg 9 ]
 			c.add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg})
 		case FieldSport: // [ payload load 2b @ transport header + 0 => reg 10 ]
@@ -83,7 +99,7 @@ func (c *compiler) load(fields ...Field) {
 		case FieldOif:
 			c.add(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg})
 		case FieldOrigDaddr: // [ ct load dst_ip => reg 1 , dir original ]
-			c.add(&expr.Ct{Key: expr.CtKeyDSTIP, Register: reg, Direction: 0})
+			c.add(&expr.Ct{Key: [...]expr.CtKey{V4: expr.CtKeyDSTIP, V6: expr.CtKeyDSTIP6}[f.V], Register: reg, Direction: 0})
 		case FieldPriority: // [ meta load priority => reg 1 ]
 			c.add(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg})
 		case FieldSlot: // [ numgen reg 11 = random mod 2 ]
@@ -113,6 +129,13 @@ func (c *compiler) lookup(fields []Field, name string) {
 	c.add(&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: name})
 }
 
+// icmpType matches the protocol and loads the message's type.
+// [ payload load 1b @ transport header + 0 => reg 1 ]
+func (c *compiler) icmpType(v Version) {
+	c.stmt(MatchProto{icmp(v)})
+	c.add(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1})
+}
+
 func (c *compiler) stmt(s Stmt) {
 	switch s := s.(type) {
 	case MatchAddr:
@@ -120,8 +143,7 @@ func (c *compiler) stmt(s Stmt) {
 		if !s.Prefix.IsSingleIP() {
 			c.mask(maskOf(s.Prefix))
 		}
-		a := s.Prefix.Masked().Addr().As4()
-		c.equal(s.Not, a[:]...)
+		c.equal(s.Not, s.Prefix.Masked().Addr().AsSlice()...)
 	case MatchProto:
 		c.load(proto)
 		c.equal(false, s.Proto)
@@ -129,14 +151,16 @@ func (c *compiler) stmt(s Stmt) {
 		c.load(s.F)
 		c.equal(false, binaryutil.BigEndian.PutUint16(s.Port)...)
 	case MatchEcho:
-		c.need4()
-		c.stmt(MatchProto{ICMP})
-		// [ payload load 1b @ transport header + 0 => reg 1 ]
-		c.add(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1})
-		c.equal(false, 8)
+		c.need(s.V)
+		c.icmpType(s.V)
+		c.equal(false, [...]byte{V4: 8, V6: 128}[s.V])
+	case MatchNeighbour:
+		c.need(V6)
+		c.icmpType(V6)
+		c.add(&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{133}},
+			&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{137}})
 	case MatchIPv6:
-		c.add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1})
-		c.equal(false, unix.NFPROTO_IPV6)
+		c.need(V6)
 	case MatchLocal: // [ fib daddr type => reg 1 ] [ cmp eq reg 1 0x00000002 ]
 		c.add(&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: s.F.ID == FieldDaddr, FlagSADDR: s.F.ID == FieldSaddr})
 		c.equal(false, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)...)
@@ -169,14 +193,15 @@ func (c *compiler) stmt(s Stmt) {
 		c.add(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
 			&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: s.Map})
 	case DNATMap: // [ nat dnat ip addr_min reg 1 proto_min reg 9 ]
-		c.need4() // before the lookup: it uses the first register too
+		c.need(s.V) // before the lookup: it uses the first register too
 		c.lookup(s.Fields, s.Map)
-		c.add(&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: register(0), RegAddrMax: register(0), RegProtoMin: register(1), RegProtoMax: register(1), Specified: true})
+		port := register(addrKind(s.V).size() / 4)
+		c.add(&expr.NAT{Type: expr.NATTypeDestNAT, Family: nfproto(s.V), RegAddrMin: register(0), RegAddrMax: register(0), RegProtoMin: port, RegProtoMax: port, Specified: true})
 	case DNATAddr: // [ immediate reg 1 0x0a00600a ] [ nat dnat ip addr_min reg 1 ]
-		c.need4()
-		a := s.Addr.As4()
-		c.add(&expr.Immediate{Register: 1, Data: a[:]},
-			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegAddrMax: 1})
+		v := versionOf(s.Addr)
+		c.need(v)
+		c.add(&expr.Immediate{Register: 1, Data: s.Addr.AsSlice()},
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: nfproto(v), RegAddrMin: 1, RegAddrMax: 1})
 	case Masquerade: // [ masq flags 0x10 ]
 		c.add(&expr.Masq{FullyRandom: true})
 	case Reject:
@@ -184,8 +209,9 @@ func (c *compiler) stmt(s Stmt) {
 			c.add(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 			return
 		}
-		c.need4()
-		c.add(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3})
+		c.need(s.V)
+		// Port unreachable: RFC 792, RFC 4443 §3.1.
+		c.add(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: [...]uint8{V4: 3, V6: 4}[s.V]})
 	case Notrack:
 		c.add(&expr.Notrack{})
 	case Lift: // [ payload write reg 1 => 6b @ link header + 0 ] [ meta set pkttype with reg 1 ]
@@ -224,7 +250,7 @@ func verdict(s Do) *expr.Verdict {
 func gotoChain(name string) *expr.Verdict { return verdict(Do{"goto", name}) }
 
 func maskOf(p netip.Prefix) []byte {
-	m := make([]byte, 4)
+	m := make([]byte, p.Addr().BitLen()/8)
 	for i := range p.Bits() {
 		m[i/8] |= 0x80 >> (i % 8)
 	}

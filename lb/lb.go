@@ -43,7 +43,7 @@ import (
 // lives as long as its client keeps sending.
 type Conntrack interface {
 	// Flush deletes the entries whose original destination is dst and port.
-	// An invalid dst stands for every address of this host.
+	// An invalid dst stands for every IPv4 address, :: for every IPv6 address.
 	Flush(proto uint8, dst netip.Addr, port uint16) error
 }
 

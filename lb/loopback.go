@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // LoopbackIO opens the sockets of the loopback listener. Tests that live in
@@ -41,7 +43,8 @@ const (
 	maxUDPFlows = 1024 // a port; more clients than that are not answered
 )
 
-// loopback serves published ports on 127.0.0.1 from user space. Translating
+// loopback serves published ports on 127.0.0.1 and ::1 from user space, whatever
+// the version of their targets. Translating
 // them in the kernel would need route_localnet, which lets neighbours on the
 // LAN reach what listens on loopback only (CVE-2020-8558).
 type loopback struct {
@@ -112,8 +115,10 @@ func (l *loopback) set(want []Publish) {
 	defer l.mu.Unlock()
 	l.want = want
 	keep := make(map[Target]netip.AddrPort, len(want))
+	implied := make(map[Target]bool, len(want))
 	for _, p := range want {
-		keep[Target{p.HostAddr, p.Proto, p.HostPort}] = p.Target
+		k := Target{p.HostAddr, p.Proto, p.HostPort}
+		keep[k], implied[k] = p.Target, p.Implied
 	}
 	for k, f := range l.open {
 		if keep[k] != f.target {
@@ -132,10 +137,13 @@ func (l *loopback) set(want []Publish) {
 		}
 		f, err := l.start(k, target)
 		if err != nil {
+			if implied[k] && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)) {
+				continue // a host without IPv6
+			}
 			if _, known := l.failed[k]; !known {
 				l.log.Warn("published port is not served on loopback", "addr", k.Addr, "port", k.Port, "err", err)
 			}
-			l.failed[k] = fmt.Sprintf("publish %s:%d/%s: %v: stop what listens there, or publish another port", k.Addr, k.Port, protoName(k.Proto), err)
+			l.failed[k] = fmt.Sprintf("publish %s/%s: %v: stop what listens there, or publish another port", netip.AddrPortFrom(k.Addr, k.Port), protoName(k.Proto), err)
 			continue
 		}
 		delete(l.failed, k)
@@ -176,7 +184,7 @@ func (l *loopback) start(k Target, target netip.AddrPort) (*forwarder, error) {
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	at := netip.AddrPortFrom(k.Addr, k.Port).String()
 	if k.Proto == UDP {
-		pc, err := l.io.ListenPacket("udp4", at)
+		pc, err := l.io.ListenPacket(network("udp", k.Addr), at)
 		if err != nil {
 			f.cancel()
 			return nil, err
@@ -185,7 +193,7 @@ func (l *loopback) start(k Target, target netip.AddrPort) (*forwarder, error) {
 		l.wg.Go(func() { l.serveUDP(f, pc) })
 		return f, nil
 	}
-	ln, err := l.io.Listen("tcp4", at)
+	ln, err := l.io.Listen(network("tcp", k.Addr), at)
 	if err != nil {
 		f.cancel()
 		return nil, err
@@ -193,6 +201,14 @@ func (l *loopback) start(k Target, target netip.AddrPort) (*forwarder, error) {
 	f.close = func() { ln.Close() }
 	l.wg.Go(func() { l.serveTCP(f, ln) })
 	return f, nil
+}
+
+// network is how package net calls a protocol over the version of an address.
+func network(proto string, a netip.Addr) string {
+	if versionOf(a) == V6 {
+		return proto + "6"
+	}
+	return proto + "4"
 }
 
 func (l *loopback) serveTCP(f *forwarder, ln net.Listener) {
@@ -211,7 +227,7 @@ func (l *loopback) serveTCP(f *forwarder, ln net.Listener) {
 		}
 		l.wg.Go(func() {
 			defer f.drop(c)
-			up, err := l.io.Dial(f.ctx, "tcp4", f.target.String())
+			up, err := l.io.Dial(f.ctx, network("tcp", f.target.Addr()), f.target.String())
 			if err != nil {
 				if t, ok := c.(*net.TCPConn); ok {
 					_ = t.SetLinger(0) // a reset, as the kernel's path would give
@@ -262,7 +278,7 @@ func (l *loopback) serveUDP(f *forwarder, pc net.PacketConn) {
 			if full {
 				continue
 			}
-			if up, err = l.io.Dial(f.ctx, "udp4", f.target.String()); err != nil {
+			if up, err = l.io.Dial(f.ctx, network("udp", f.target.Addr()), f.target.String()); err != nil {
 				continue
 			}
 			if !f.hold(up) {

@@ -22,7 +22,7 @@ type scope struct {
 
 func newScope(v *state.View, l Local) *scope {
 	s := &scope{l: l, far: make(map[string]bool)}
-	s.networks = networksOf(v)
+	s.networks = networksOf(v, l)
 	for i := range v.Networks {
 		if v.Networks[i].Local() {
 			s.far[v.Networks[i].Name] = true
@@ -37,20 +37,20 @@ func newScope(v *state.View, l Local) *scope {
 }
 
 func (b *BridgeInfo) usable() bool {
-	return b.Name != "" && b.Prefix.IsValid() && b.Prefix.Addr().Is4()
+	return b.Name != "" && b.Prefix.IsValid()
 }
 
 // part is what one service, or all published ports together, ask of the
 // kernel. It depends on nothing else, so that a service can be taken out of a
 // table and put back without a look at the others.
 type part struct {
-	vip       netip.Addr // invalid: none, or not to be programmed here
+	vips      []netip.Addr // that are programmed here
 	services  []Service
 	nodePorts []Service
 	publishes []Publish // loopback ones excluded
 	loopback  []Publish
 	targets   []hosted
-	backends  int // different addresses, for people
+	backends  int // different addresses of one version, for people
 	warnings  []string
 }
 
@@ -68,55 +68,65 @@ func (p *part) warn(format string, args ...any) {
 // service derives the part of one service. Its cost is that of its backends.
 func (sc *scope) service(v *state.View, s *state.ServiceView) *part {
 	p := new(part)
-	if sc.vip(p, s) {
-		p.vip = s.VIP
+	for _, vip := range []netip.Addr{s.VIP, s.VIP6} {
+		if sc.vip(p, s, vip) {
+			p.vips = append(p.vips, vip)
+		}
 	}
 	key := s.Key()
 	reachable := make([]bool, len(s.Backends))
 	for i := range s.Backends {
 		b := &s.Backends[i]
-		reachable[i] = b.Ready && b.Addr.Is4() && !sc.elsewhere(v, b)
+		reachable[i] = b.Ready && b.Addr.IsValid() && !sc.elsewhere(v, b)
 	}
-	counted := make(map[netip.Addr]bool, len(s.Backends))
+	var counted [len(versions)]map[netip.Addr]bool
+	for v := range counted {
+		counted[v] = make(map[netip.Addr]bool, len(s.Backends))
+	}
 	for i, port := range s.Ports {
 		proto := protoNumber(port.Protocol)
 		if proto == 0 {
 			p.warn("service %s port %d: protocol %q is not balanced: use tcp or udp", key, port.Port, port.Protocol)
 			continue
 		}
-		backends := make([]netip.AddrPort, 0, len(s.Backends))
+		var backends [len(versions)][]netip.AddrPort
 		for b := range s.Backends {
 			be := &s.Backends[b]
 			if reachable[b] && i < len(be.Targets) && be.Targets[i] != 0 {
-				backends = append(backends, netip.AddrPortFrom(be.Addr, be.Targets[i]))
+				v := versionOf(be.Addr)
+				backends[v] = append(backends[v], netip.AddrPortFrom(be.Addr, be.Targets[i]))
 			}
 		}
-		slices.SortFunc(backends, netip.AddrPort.Compare)
-		backends = slices.Compact(backends)
-		if len(backends) > MaxSlots {
-			p.warn("service %s port %d: %d backends, the first %d are used", key, port.Port, len(backends), MaxSlots)
-			backends = backends[:MaxSlots]
+		for v := range backends {
+			slices.SortFunc(backends[v], netip.AddrPort.Compare)
+			backends[v] = slices.Compact(backends[v])
+			if n := len(backends[v]); n > MaxSlots {
+				p.warn("service %s port %d: %d backends, the first %d are used", key, port.Port, n, MaxSlots)
+				backends[v] = backends[v][:MaxSlots]
+			}
 		}
 		nodePort := port.NodePort
 		if nodePort != 0 && sc.l.NodePortLast != 0 && (nodePort < sc.l.NodePortFirst || nodePort > sc.l.NodePortLast) {
 			p.warn("service %s: node port %d is outside %d-%d", key, nodePort, sc.l.NodePortFirst, sc.l.NodePortLast)
 			nodePort = 0
 		}
-		if p.vip.IsValid() {
-			p.services = append(p.services, Service{Name: key, VIP: s.VIP, Proto: proto, Port: port.Port, Backends: backends})
+		for _, vip := range p.vips {
+			p.services = append(p.services, Service{Name: key, VIP: vip, Proto: proto, Port: port.Port, Backends: backends[versionOf(vip)]})
 		}
-		if nodePort != 0 {
-			p.nodePorts = append(p.nodePorts, Service{Name: key, Proto: proto, Port: nodePort, Backends: backends})
-		}
-		if !p.vip.IsValid() && nodePort == 0 {
-			continue
-		}
-		for _, b := range backends {
-			counted[b.Addr()] = true
-			p.targets = append(p.targets, hosted{Target{b.Addr(), proto, b.Port()}, nodePort != 0})
+		for _, v := range versions {
+			if nodePort != 0 && (v == V4 || len(backends[v]) > 0) {
+				p.nodePorts = append(p.nodePorts, Service{Name: key, VIP: anyOf(v), Proto: proto, Port: nodePort, Backends: backends[v]})
+			}
+			if nodePort == 0 && !slices.ContainsFunc(p.vips, func(a netip.Addr) bool { return versionOf(a) == v }) {
+				continue
+			}
+			for _, b := range backends[v] {
+				counted[v][b.Addr()] = true
+				p.targets = append(p.targets, hosted{Target{b.Addr(), proto, b.Port()}, nodePort != 0})
+			}
 		}
 	}
-	p.backends = len(counted)
+	p.backends = max(len(counted[V4]), len(counted[V6]))
 	return p
 }
 
@@ -130,18 +140,22 @@ func (sc *scope) elsewhere(v *state.View, b *state.BackendOf) bool {
 	return e != nil && sc.far[e.Network]
 }
 
-// vip reports whether a service's address can be programmed here.
-func (sc *scope) vip(p *part, s *state.ServiceView) bool {
+// vip reports whether an address of a service can be programmed here.
+func (sc *scope) vip(p *part, s *state.ServiceView, a netip.Addr) bool {
+	in, resolver := sc.l.Range, sc.l.Resolver
+	if versionOf(a) == V6 {
+		in, resolver = sc.l.Range6, sc.l.Resolver6
+	}
 	switch {
-	case !s.VIP.IsValid():
+	case !a.IsValid():
 		return false
-	case s.VIP == sc.l.Resolver:
+	case a == resolver:
 		return false // the resolver answers there itself
-	case !s.VIP.Is4():
-		p.warn("service %s: vip %s: only IPv4 is balanced", s.Key(), s.VIP)
+	case !in.IsValid():
+		p.warn("service %s: vip %s: the services have no range of that version: name one after `services`", s.Key(), a)
 		return false
-	case !sc.l.Range.IsValid() || !sc.l.Range.Contains(s.VIP):
-		p.warn("service %s: vip %s is outside the service range %s", s.Key(), s.VIP, sc.l.Range.Masked())
+	case !in.Contains(a):
+		p.warn("service %s: vip %s is outside the service range %s", s.Key(), a, in.Masked())
 		return false
 	}
 	return true
@@ -151,38 +165,47 @@ func (sc *scope) vip(p *part, s *state.ServiceView) bool {
 func (sc *scope) published(v *state.View) *part {
 	out := new(part)
 	for _, p := range v.Publishes {
-		q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
-		switch {
-		case q.Proto == 0:
-			out.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
-			continue
-		case !p.Target.Is4() || q.HostAddr.Is6():
-			out.warn("publish %s: only IPv4 is published", p.Key())
-			continue
-		case q.HostPort == 0 || p.Port == 0:
-			out.warn("publish %s: port 0", p.Key())
-			continue
-		}
-		if q.HostAddr.IsUnspecified() {
-			q.HostAddr = netip.Addr{}
-		}
-		if q.HostAddr.IsLoopback() || !q.HostAddr.IsValid() {
-			lo := q
-			if !lo.HostAddr.IsValid() {
-				lo.HostAddr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-			}
-			out.loopback = append(out.loopback, lo)
-		}
-		if !q.HostAddr.IsLoopback() {
-			if q.HostAddr.IsValid() && len(sc.l.NodeAddrs) > 0 && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
-				out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
-			}
-			out.publishes = append(out.publishes, q)
-			out.targets = append(out.targets, hosted{Target{p.Target, q.Proto, p.Port}, true})
-		}
+		sc.publish(out, p)
 	}
 	out.publishes, out.loopback = uniquePublishes(out.publishes), uniquePublishes(out.loopback)
 	return out
+}
+
+func (sc *scope) publish(out *part, p state.Publish) {
+	q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
+	all := anyAddr(q.HostAddr)
+	switch {
+	case q.Proto == 0:
+		out.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
+		return
+	case !p.Target.IsValid():
+		out.warn("publish %s: no target address", p.Key())
+		return
+	case q.HostPort == 0 || p.Port == 0:
+		out.warn("publish %s: port 0", p.Key())
+		return
+	case !all && !q.HostAddr.IsLoopback() && versionOf(q.HostAddr) != versionOf(p.Target):
+		out.warn("publish %s: %s and the target %s are of different IP versions: only a loopback address can be published to the other one", p.Key(), q.HostAddr, p.Target)
+		return
+	}
+	// The listener on loopback is a process: it reaches a target of either
+	// version.
+	switch {
+	case q.HostAddr.IsLoopback():
+		out.loopback = append(out.loopback, q)
+		return
+	case all:
+		for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+			lo := q
+			lo.HostAddr, lo.Implied = a, true
+			out.loopback = append(out.loopback, lo)
+		}
+		q.HostAddr = anyOf(versionOf(p.Target))
+	case len(sc.l.NodeAddrs) > 0 && !slices.Contains(sc.l.NodeAddrs, q.HostAddr):
+		out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
+	}
+	out.publishes = append(out.publishes, q)
+	out.targets = append(out.targets, hosted{Target{p.Target, q.Proto, p.Port}, true})
 }
 
 // uniquePublishes sorts; of two that claim one port the first stays.
@@ -217,15 +240,16 @@ func (sc *scope) localBackend(x Target) LocalBackend {
 // published ports.
 func (sc *scope) frame(rev uint64) Table {
 	l := &sc.l
-	t := Table{Rev: rev, Range: l.Range.Masked(), Resolver: l.Resolver, Addrs: slices.Clone(l.NodeAddrs), Networks: sc.networks}
+	t := Table{Rev: rev, Range: l.Range.Masked(), Range6: l.Range6.Masked(), Resolver: l.Resolver, Resolver6: l.Resolver6,
+		Addrs: slices.Clone(l.NodeAddrs), Networks: sc.networks}
 	for _, b := range l.Bridges {
 		if !b.usable() {
 			continue
 		}
-		t.Bridges = append(t.Bridges, Bridge{Name: b.Name, Prefix: b.Prefix.Masked(), Internal: b.Internal})
+		t.Bridges = append(t.Bridges, Bridge{Name: b.Name, Prefix: b.Prefix.Masked(), Prefix6: b.Prefix6.Masked(), Internal: b.Internal})
 		t.Links = append(t.Links, b.Name)
 		if b.Masquerade && !b.Internal {
-			t.Masquerade = append(t.Masquerade, b.Prefix.Masked())
+			t.Masquerade = append(t.Masquerade, b.Prefix.Masked(), b.Prefix6.Masked())
 		}
 		for _, own := range b.Own {
 			t.routes = append(t.routes, Bridge{Name: b.Name, Prefix: own})

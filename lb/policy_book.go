@@ -16,8 +16,8 @@ import (
 //
 //	an endpoint comes or goes   an element for each class of this node that lets it through,
 //	                            and three if it is this node's and a policy selects it
-//	an identity is new          a look at each class
-//	a class is new              a look at each identity, an element for each endpoint let through
+//	a group is new             a look at each class
+//	a class is new              a look at each group, an element for each endpoint let through
 //	a policy changes            a look at this node's endpoints of its namespace
 //
 // Endpoints of other nodes that no class lets through have no elements.
@@ -26,18 +26,18 @@ import (
 type policyBook struct {
 	sc *scope
 
-	policies   map[string][]*state.Policy // by namespace, sorted by key
-	addrs      map[netip.Addr]*address
-	identities map[string]*identity
-	classes    [len(directions)]map[string]*class // by text
-	locals     map[string]map[netip.Addr]struct{} // addresses of this node's endpoints, by namespace
-	nodes      map[netip.Addr]struct{}
+	policies map[string][]*state.Policy // by namespace, sorted by key
+	addrs    map[netip.Addr]*address
+	groups   map[string]*group
+	classes  [len(directions)]map[string]*class // by text
+	locals   map[string]map[netip.Addr]struct{} // addresses of this node's endpoints, by namespace
+	nodes    map[netip.Addr]struct{}
 
 	flat []netip.Prefix // networks whose bridge has no address to lift packets to
 
 	dirty   map[netip.Addr]struct{} // addresses to be looked at again
 	idle    map[*class]struct{}     // that nobody was in at some time
-	live    [numPolicySets]liveSet
+	live    [numPolicySets][len(versions)]liveSet
 	ports   map[allowed]*portsUse
 	numbers map[uint32]string       // what they stand for
 	bare    map[netip.Addr]struct{} // isolated, but not on their own bridge
@@ -45,11 +45,11 @@ type policyBook struct {
 
 // address is one that endpoints have.
 type address struct {
-	holders  []*state.EndpointView // sorted by owner, ID; the first has it
-	identity *identity             // of the first holder; nil: nobody holds it
-	local    string                // namespace of the first holder, if it is this node's
-	class    [len(directions)]*class
-	elems    []policyElem // that it has in the kernel
+	holders []*state.EndpointView // sorted by owner, ID; the first has it
+	group   *group                // of the first holder; nil: nobody holds it
+	local   string                // namespace of the first holder, if it is this node's
+	class   [len(directions)]*class
+	elems   []policyElem // that it has in the kernel
 }
 
 type policyElem struct {
@@ -87,8 +87,8 @@ func (l *liveSet) remember(k string) {
 }
 
 // settle returns what leads to the elements of now.
-func (l *liveSet) settle(s policySet) SetOp {
-	op := SetOp{Family: s.family(), Set: s.declaration()}
+func (l *liveSet) settle(s policySet, v Version) SetOp {
+	op := SetOp{Family: s.family(), Set: s.declaration(v)}
 	for k, was := range l.was {
 		is := l.now[k]
 		if was == is {
@@ -110,7 +110,7 @@ func (l *liveSet) settle(s policySet) SetOp {
 // newPolicyBook looks at everything.
 func newPolicyBook(v *state.View, sc *scope) *policyBook {
 	b := &policyBook{
-		sc: sc, policies: make(map[string][]*state.Policy), addrs: make(map[netip.Addr]*address), identities: make(map[string]*identity),
+		sc: sc, policies: make(map[string][]*state.Policy), addrs: make(map[netip.Addr]*address), groups: make(map[string]*group),
 		locals: make(map[string]map[netip.Addr]struct{}), nodes: make(map[netip.Addr]struct{}),
 		dirty: make(map[netip.Addr]struct{}), idle: make(map[*class]struct{}), ports: make(map[allowed]*portsUse),
 		numbers: make(map[uint32]string), bare: make(map[netip.Addr]struct{}),
@@ -124,7 +124,9 @@ func newPolicyBook(v *state.View, sc *scope) *policyBook {
 		b.classes[d] = make(map[string]*class)
 	}
 	for i := range b.live {
-		b.live[i] = liveSet{make(map[string]Elem), make(map[string]Elem)}
+		for v := range b.live[i] {
+			b.live[i][v] = liveSet{make(map[string]Elem), make(map[string]Elem)}
+		}
 	}
 	for _, p := range v.Policies {
 		b.policies[p.Namespace] = append(b.policies[p.Namespace], p)
@@ -135,7 +137,9 @@ func newPolicyBook(v *state.View, sc *scope) *policyBook {
 	}
 	b.work()
 	for i := range b.live {
-		clear(b.live[i].was)
+		for v := range b.live[i] {
+			clear(b.live[i][v].was)
+		}
 	}
 	return b
 }
@@ -160,7 +164,9 @@ func (b *policyBook) change(v *state.View, c *state.Changes) []SetOp {
 	b.work()
 	ops := make([]SetOp, 0, len(b.live))
 	for i := range b.live {
-		ops = append(ops, b.live[i].settle(policySet(i)))
+		for _, v := range versions {
+			ops = append(ops, b.live[i][v].settle(policySet(i), v))
+		}
 	}
 	return ops
 }
@@ -169,8 +175,10 @@ func (b *policyBook) change(v *state.View, c *state.Changes) []SetOp {
 func (b *policyBook) sets() policySets {
 	var out policySets
 	for i := range b.live {
-		for _, k := range slices.Sorted(maps.Keys(b.live[i].now)) {
-			out[i] = append(out[i], b.live[i].now[k])
+		for v := range b.live[i] {
+			for _, k := range slices.Sorted(maps.Keys(b.live[i][v].now)) {
+				out[i][v] = append(out[i][v], b.live[i][v].now[k])
+			}
 		}
 	}
 	return out
@@ -178,7 +186,7 @@ func (b *policyBook) sets() policySets {
 
 // counts in the kernel: isolated endpoints of this node, and classes.
 func (b *policyBook) counts() (isolated, classes int) {
-	return len(b.live[setPoliced].now), len(b.classes[ingress]) + len(b.classes[egress])
+	return len(b.live[setPoliced][V4].now) + len(b.live[setPoliced][V6].now), len(b.classes[ingress]) + len(b.classes[egress])
 }
 
 // counted reports whether an endpoint is one for policies: it has its address
@@ -192,9 +200,6 @@ func (b *policyBook) hold(e *state.EndpointView) {
 		return
 	}
 	for _, a := range e.Addrs {
-		if !a.Is4() {
-			continue
-		}
 		x := b.addrs[a]
 		if x == nil {
 			x = &address{}
@@ -249,13 +254,13 @@ func (b *policyBook) setNodes(v *state.View) {
 	for a := range b.nodes {
 		if _, ok := now[a]; !ok {
 			b.dirty[a] = struct{}{}
-			b.live[setNodes].drop(string(key(nil).addr(a)))
+			b.live[setNodes][versionOf(a)].drop(string(key(nil).addr(a)))
 		}
 	}
 	for a := range now {
 		if _, ok := b.nodes[a]; !ok {
 			b.dirty[a] = struct{}{}
-			b.live[setNodes].put(Elem{Key: string(key(nil).addr(a))})
+			b.live[setNodes][versionOf(a)].put(Elem{Key: string(key(nil).addr(a))})
 		}
 	}
 	b.nodes = now
@@ -280,7 +285,7 @@ func nodeAddrs(v *state.View) map[netip.Addr]struct{} {
 			}
 		}
 		for _, a := range addrs {
-			if a.Is4() {
+			if a.IsValid() {
 				out[a] = struct{}{}
 			}
 		}
@@ -320,7 +325,7 @@ func (b *policyBook) look(a netip.Addr) {
 	if len(x.holders) > 0 {
 		first = x.holders[0]
 	}
-	b.identify(a, x, first)
+	b.regroup(a, x, first)
 	b.selects(a, x, first)
 
 	var elems []policyElem
@@ -345,8 +350,8 @@ func (b *policyBook) look(a netip.Addr) {
 		if !node {
 			ok = ""
 		}
-		if x.identity != nil {
-			ok = ok.and(c.known[x.identity])
+		if x.group != nil {
+			ok = ok.and(c.known[x.group])
 		}
 		if ok == "" {
 			return
@@ -361,12 +366,12 @@ func (b *policyBook) look(a netip.Addr) {
 				let(c)
 			}
 		}
-	} else if x.identity != nil {
-		for c := range x.identity.classes {
+	} else if x.group != nil {
+		for c := range x.group.classes {
 			let(c)
 		}
 	}
-	b.replace(x, elems)
+	b.replace(x, versionOf(a), elems)
 	for _, p := range taken {
 		b.drop(p)
 	}
@@ -375,14 +380,14 @@ func (b *policyBook) look(a netip.Addr) {
 	}
 }
 
-// identify finds the identity of who has an address.
-func (b *policyBook) identify(a netip.Addr, x *address, first *state.EndpointView) {
-	var now *identity
+// regroup finds the group of who has an address.
+func (b *policyBook) regroup(a netip.Addr, x *address, first *state.EndpointView) {
+	var now *group
 	if first != nil {
-		k := identityKey(first.Endpoint)
-		if now = b.identities[k]; now == nil {
-			now = &identity{sample: first.Endpoint, addrs: make(map[netip.Addr]struct{}), classes: make(map[*class]struct{})}
-			b.identities[k] = now
+		k := groupKey(first.Endpoint)
+		if now = b.groups[k]; now == nil {
+			now = &group{sample: first.Endpoint, addrs: make(map[netip.Addr]struct{}), classes: make(map[*class]struct{})}
+			b.groups[k] = now
 			for d := range b.classes {
 				for _, c := range b.classes[d] {
 					meet(c, now)
@@ -390,18 +395,18 @@ func (b *policyBook) identify(a netip.Addr, x *address, first *state.EndpointVie
 			}
 		}
 	}
-	if now == x.identity {
+	if now == x.group {
 		return
 	}
-	if was := x.identity; was != nil {
+	if was := x.group; was != nil {
 		if delete(was.addrs, a); len(was.addrs) == 0 {
-			delete(b.identities, identityKey(was.sample))
+			delete(b.groups, groupKey(was.sample))
 			for c := range was.classes {
 				delete(c.known, was)
 			}
 		}
 	}
-	if x.identity = now; now != nil {
+	if x.group = now; now != nil {
 		now.addrs[a] = struct{}{}
 	}
 }
@@ -465,9 +470,9 @@ func (b *policyBook) classOf(d direction, e *state.Endpoint) *class {
 	return c
 }
 
-// enter brings a new class together with all identities and nodes.
+// enter brings a new class together with all groups and nodes.
 func (b *policyBook) enter(c *class) {
-	for _, id := range b.identities {
+	for _, id := range b.groups {
 		if meet(c, id) {
 			for a := range id.addrs {
 				b.dirty[a] = struct{}{}
@@ -476,7 +481,7 @@ func (b *policyBook) enter(c *class) {
 	}
 	b.touchNodes(c)
 	for _, s := range c.nets {
-		b.live[setNetsIn+policySet(c.dir)].put(Elem{
+		b.live[setNetsIn+policySet(c.dir)][versionOf(s.first)].put(Elem{
 			Key: string(key(nil).host(c.number).addr(s.first)), End: string(key(nil).host(c.number).addr(s.last)),
 			Val: string(key(nil).host(b.refer(s.allowed)))})
 	}
@@ -492,7 +497,7 @@ func (b *policyBook) retire(c *class) {
 	c.part()
 	b.touchNodes(c)
 	for _, s := range c.nets {
-		b.live[setNetsIn+policySet(c.dir)].drop(string(key(nil).host(c.number).addr(s.first)))
+		b.live[setNetsIn+policySet(c.dir)][versionOf(s.first)].drop(string(key(nil).host(c.number).addr(s.first)))
 		b.drop(s.allowed)
 	}
 	delete(b.numbers, c.number)
@@ -508,16 +513,16 @@ func (b *policyBook) touchNodes(c *class) {
 }
 
 // replace gives an address its elements in place of those it has.
-func (b *policyBook) replace(x *address, elems []policyElem) {
+func (b *policyBook) replace(x *address, v Version, elems []policyElem) {
 	for _, e := range x.elems {
 		if !slices.Contains(elems, e) {
-			b.live[e.set].drop(e.key)
+			b.live[e.set][v].drop(e.key)
 			b.drop(e.ports)
 		}
 	}
 	for _, e := range elems {
 		if !slices.Contains(x.elems, e) {
-			b.live[e.set].put(Elem{Key: e.key, Val: e.val})
+			b.live[e.set][v].put(Elem{Key: e.key, Val: e.val})
 			b.refer(e.ports)
 		}
 	}
@@ -537,7 +542,7 @@ func (b *policyBook) refer(a allowed) uint32 {
 		u = &portsUse{number: b.number("ports", string(a))}
 		b.ports[a] = u
 		for _, r := range a.ranges() {
-			b.live[setPorts].put(Elem{Key: string(key(nil).host(u.number).proto(r.proto).port(r.first)),
+			b.live[setPorts][V4].put(Elem{Key: string(key(nil).host(u.number).proto(r.proto).port(r.first)),
 				End: string(key(nil).host(u.number).proto(r.proto).port(r.last))})
 		}
 	}
@@ -557,7 +562,7 @@ func (b *policyBook) drop(a allowed) {
 	delete(b.ports, a)
 	delete(b.numbers, u.number)
 	for _, r := range a.ranges() {
-		b.live[setPorts].drop(string(key(nil).host(u.number).proto(r.proto).port(r.first)))
+		b.live[setPorts][V4].drop(string(key(nil).host(u.number).proto(r.proto).port(r.first)))
 	}
 }
 

@@ -42,8 +42,8 @@ type class struct {
 	peers []classPeer // endpoints by namespace and labels
 	nets  []stretch   // addresses
 	nodes allowed     // nodes of the cluster
-	// known is what identities that match get; the others are absent.
-	known map[*identity]allowed
+	// known is what groups that match get; the others are absent.
+	known map[*group]allowed
 }
 
 // classPeer is a peer with the namespace of the policy that has it.
@@ -91,18 +91,21 @@ func peerText(namespace string, p *state.PolicyPeer) string {
 	return b.String()
 }
 
-var everybody4 = netip.MustParsePrefix("0.0.0.0/0")
+// everybody is all addresses of each version.
+var everybody = [len(versions)]netip.Prefix{V4: netip.MustParsePrefix("0.0.0.0/0"), V6: netip.MustParsePrefix("::/0")}
 
 // newClass makes the class of what policies allow.
 func newClass(d direction, text string, policies []*state.Policy) *class {
-	c := &class{dir: d, text: text, known: make(map[*identity]allowed)}
-	var nets []network
+	c := &class{dir: d, text: text, known: make(map[*group]allowed)}
+	var nets [len(versions)][]peerNet
 	for _, p := range policies {
 		rules, _ := d.of(p)
 		for _, r := range rules {
 			ports := allowPorts(r.Ports)
 			if len(r.Peers) == 0 {
-				nets = append(nets, network{prefix: everybody4, allowed: ports})
+				for v, all := range everybody {
+					nets[v] = append(nets[v], peerNet{prefix: all, allowed: ports})
+				}
 			}
 			for i := range r.Peers {
 				switch peer := &r.Peers[i]; {
@@ -110,25 +113,27 @@ func newClass(d direction, text string, policies []*state.Policy) *class {
 					c.nodes = c.nodes.and(ports)
 				case !peer.Prefix.IsValid():
 					c.peers = append(c.peers, classPeer{p.Namespace, peer, ports})
-				case peer.Prefix.Addr().Is4():
-					nets = append(nets, network{peer.Prefix, peer.Except, ports})
+				default:
+					v := versionOf(peer.Prefix.Addr())
+					nets[v] = append(nets[v], peerNet{peer.Prefix, peer.Except, ports})
 				}
 			}
 		}
 	}
-	c.nets = stretches(nets)
+	// An IPv4 address is before every IPv6 one.
+	c.nets = append(stretches(nets[V4]), stretches(nets[V6])...)
 	return c
 }
 
-// identity is what endpoints with one namespace and the same labels have in
+// group is what endpoints with one namespace and the same labels have in
 // common: every selector says the same of all of them.
-type identity struct {
+type group struct {
 	sample  *state.Endpoint
 	addrs   map[netip.Addr]struct{}
 	classes map[*class]struct{} // that let it through
 }
 
-func identityKey(e *state.Endpoint) string {
+func groupKey(e *state.Endpoint) string {
 	var b strings.Builder
 	b.WriteString(e.Namespace)
 	for _, k := range slices.Sorted(maps.Keys(e.Labels)) {
@@ -137,9 +142,9 @@ func identityKey(e *state.Endpoint) string {
 	return b.String()
 }
 
-// meet notes what a class lets through of an identity, and reports whether
+// meet notes what a class lets through of a group, and reports whether
 // that is anything.
-func meet(c *class, id *identity) bool {
+func meet(c *class, id *group) bool {
 	var a allowed
 	for _, p := range c.peers {
 		if p.peer.Is(p.namespace, id.sample) {

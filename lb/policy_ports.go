@@ -84,14 +84,14 @@ func (a allowed) and(b allowed) allowed {
 // allPorts is the number that everything has in the kernel.
 const allPorts = 1
 
-// network is a prefix without some parts, and what comes from it or goes there.
-type network struct {
+// peerNet is a prefix without some parts, and what comes from it or goes there.
+type peerNet struct {
 	prefix netip.Prefix
 	except []netip.Prefix
 	allowed
 }
 
-func (n *network) contains(a netip.Addr) bool {
+func (n *peerNet) contains(a netip.Addr) bool {
 	return n.prefix.Contains(a) && !slices.ContainsFunc(n.except, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
@@ -103,11 +103,11 @@ type stretch struct {
 
 // stretches turns networks that may overlap into ranges that do not, since the
 // kernel's sets hold no overlapping ones. Addresses are of one family.
-func stretches(nets []network) []stretch {
+func stretches(nets []peerNet) []stretch {
 	var cuts []netip.Addr
 	cut := func(p netip.Prefix) {
 		cuts = append(cuts, p.Masked().Addr())
-		if next := lastOf(p).Next(); next.IsValid() {
+		if next := lastAddr(p).Next(); next.IsValid() {
 			cuts = append(cuts, next)
 		}
 	}
@@ -144,17 +144,7 @@ func stretches(nets []network) []stretch {
 }
 
 // highest is the last address of a's family.
-func highest(a netip.Addr) netip.Addr { return lastOf(netip.PrefixFrom(a, 0)) }
-
-// lastOf returns the highest address of a prefix of either family.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < 8*len(b); i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
-}
+func highest(a netip.Addr) netip.Addr { return lastAddr(netip.PrefixFrom(a, 0)) }
 
 // at returns what a list of stretches allows for an address.
 func at(ss []stretch, a netip.Addr) allowed {

@@ -23,27 +23,38 @@ const (
 	numPolicySets
 )
 
-// declaration returns a set without elements.
-func (s policySet) declaration() Set {
+// shared reports whether one set serves both versions.
+func (s policySet) shared() bool { return s == setPorts }
+
+// declaration returns the set of a version without elements.
+func (s policySet) declaration(v Version) Set {
+	class, addr := []Kind{KindClass}, addrKind(v)
+	selected := func(name, field string) Set {
+		return Set{Name: v.name(name), Decl: "typeof " + v.header() + " " + field + " : meta priority", Key: []Kind{addr}, Val: class}
+	}
+	peers := func(name, field string, interval bool) Set {
+		return Set{Name: v.name(name), Decl: "typeof meta priority . " + v.header() + " " + field + " : meta priority",
+			Key: []Kind{KindClass, addr}, Val: class, Interval: interval}
+	}
 	switch s {
 	case setSelectedIn:
-		return Set{Name: "polin", Decl: "typeof ip daddr : meta priority", Key: []Kind{KindAddr}, Val: []Kind{KindClass}}
+		return selected("polin", "daddr")
 	case setSelectedOut:
-		return Set{Name: "polout", Decl: "typeof ip saddr : meta priority", Key: []Kind{KindAddr}, Val: []Kind{KindClass}}
+		return selected("polout", "saddr")
 	case setPeersIn:
-		return Set{Name: "inpeers", Decl: "typeof meta priority . ip saddr : meta priority", Key: []Kind{KindClass, KindAddr}, Val: []Kind{KindClass}}
+		return peers("inpeers", "saddr", false)
 	case setPeersOut:
-		return Set{Name: "outpeers", Decl: "typeof meta priority . ip daddr : meta priority", Key: []Kind{KindClass, KindAddr}, Val: []Kind{KindClass}}
+		return peers("outpeers", "daddr", false)
 	case setNetsIn:
-		return Set{Name: "innets", Decl: "typeof meta priority . ip saddr : meta priority", Key: []Kind{KindClass, KindAddr}, Val: []Kind{KindClass}, Interval: true}
+		return peers("innets", "saddr", true)
 	case setNetsOut:
-		return Set{Name: "outnets", Decl: "typeof meta priority . ip daddr : meta priority", Key: []Kind{KindClass, KindAddr}, Val: []Kind{KindClass}, Interval: true}
+		return peers("outnets", "daddr", true)
 	case setPorts:
 		return Set{Name: "polports", Decl: "typeof meta priority . meta l4proto . th dport", Key: []Kind{KindClass, KindProto, KindPort}, Interval: true}
 	case setNodes:
-		return Set{Name: "nodes", Decl: "type ipv4_addr", Key: []Kind{KindAddr}}
+		return Set{Name: v.name("nodes"), Decl: "type " + addrType(v), Key: []Kind{addr}}
 	case setPoliced:
-		return Set{Name: "policed", Decl: "type ipv4_addr : ether_addr", Key: []Kind{KindAddr}, Val: []Kind{KindEther}}
+		return Set{Name: v.name("policed"), Decl: "type " + addrType(v) + " : ether_addr", Key: []Kind{addr}, Val: []Kind{KindEther}}
 	}
 	panic("lb: no such set of policies")
 }
@@ -55,17 +66,23 @@ func (s policySet) family() string {
 	return "inet"
 }
 
-// policySets are the sets of policies with their elements, by policySet. The
+// policySets are the elements of the sets of policies, by set and version. The
 // zero value holds none.
-type policySets [numPolicySets][]Elem
+type policySets [numPolicySets][len(versions)][]Elem
 
 // of returns the sets of a family in order.
 func (p *policySets) of(family string) []Set {
 	var out []Set
 	for i := range numPolicySets {
-		if i.family() == family {
-			s := i.declaration()
-			s.Elems = p[i]
+		if i.family() != family {
+			continue
+		}
+		for _, v := range versions {
+			if i.shared() && v != V4 {
+				continue
+			}
+			s := i.declaration(v)
+			s.Elems = p[i][v]
 			out = append(out, s)
 		}
 	}
@@ -79,38 +96,53 @@ func (p *policySets) diff(family string, now *policySets) []SetOp {
 
 // networkSets say which networks there are and which reach one another.
 func (t *Table) networkSets() []Set {
-	reach := Set{Name: "reach", Decl: "type ipv4_addr . ipv4_addr", Key: []Kind{KindAddr, KindAddr}, Interval: true}
-	var prefixes []netip.Prefix
-	for _, n := range t.Networks {
-		prefixes = append(prefixes, n.Prefix)
-	}
-	add := func(a, b netip.Prefix) {
-		reach.Elems = append(reach.Elems, Elem{
-			Key: string(key(nil).addr(a.Addr()).addr(b.Addr())), End: string(key(nil).addr(lastAddr(a)).addr(lastAddr(b)))})
-	}
-	for i, n := range t.Networks {
-		add(n.Prefix, n.Prefix)
-		for _, o := range t.Networks[i+1:] {
-			if slices.Contains(n.Peers, o.Name) || slices.Contains(o.Peers, n.Name) {
-				add(n.Prefix, o.Prefix)
-				add(o.Prefix, n.Prefix)
+	var out []Set
+	for _, v := range versions {
+		reach := Set{Name: v.name("reach"), Decl: "type " + addrType(v) + " . " + addrType(v), Key: []Kind{addrKind(v), addrKind(v)}, Interval: true}
+		add := func(a, b netip.Prefix) {
+			reach.Elems = append(reach.Elems, Elem{
+				Key: string(key(nil).addr(a.Addr()).addr(b.Addr())), End: string(key(nil).addr(lastAddr(a)).addr(lastAddr(b)))})
+		}
+		var prefixes []netip.Prefix
+		for i := range t.Networks {
+			n, p := &t.Networks[i], t.Networks[i].Prefix[v]
+			if !p.IsValid() {
+				continue
+			}
+			prefixes = append(prefixes, p)
+			add(p, p)
+			for j := range t.Networks[i+1:] {
+				if o := &t.Networks[i+1+j]; o.Prefix[v].IsValid() && (slices.Contains(n.Peers, o.Name) || slices.Contains(o.Peers, n.Name)) {
+					add(p, o.Prefix[v])
+					add(o.Prefix[v], p)
+				}
 			}
 		}
+		reach.sort()
+		out = append(out, intervals(v, "networks", maximal(prefixes)), reach)
 	}
-	reach.sort()
-	return []Set{intervals("networks", maximal(prefixes)), reach}
+	return out
 }
 
-// networksOf lists the networks of a view by name. Of two that overlap, which
-// only a mistake can bring, the first counts.
-func networksOf(v *state.View) []NetworkInfo {
+// networksOf lists the networks of a view by name. A prefix that overlaps one
+// before it, which only a mistake can bring, is left out.
+func networksOf(v *state.View, l Local) []NetworkInfo {
 	var out []NetworkInfo
 	for i := range v.Networks {
-		n := &v.Networks[i]
-		if !n.Prefix.IsValid() || !n.Prefix.Addr().Is4() || slices.ContainsFunc(out, func(o NetworkInfo) bool { return o.Prefix.Overlaps(n.Prefix) }) {
-			continue
+		n := NetworkInfo{Name: v.Networks[i].Name, Peers: v.Networks[i].Peers}
+		prefixes := []netip.Prefix{v.Networks[i].Prefix}
+		for _, b := range l.Bridges {
+			if b.Network == n.Name {
+				prefixes = append(prefixes, b.Prefix6)
+			}
 		}
-		out = append(out, NetworkInfo{n.Name, n.Prefix.Masked(), n.Peers})
+		for _, p := range prefixes {
+			ver := versionOf(p.Addr())
+			if p.IsValid() && !slices.ContainsFunc(out, func(o NetworkInfo) bool { return o.Prefix[ver].Overlaps(p) }) {
+				n.Prefix[ver] = p.Masked()
+			}
+		}
+		out = append(out, n)
 	}
 	return out
 }
@@ -120,33 +152,37 @@ func networksOf(v *state.View) []NetworkInfo {
 // between client and backend. The class travels to the next lookup in the
 // packet's priority, as in the rules of services.
 func policyChains() []Chain {
-	from, to := []Field{saddr}, []Field{daddr}
-	permit := []Rule{
-		{MatchKnown{}, accept},
-		{MatchSet{Fields: []Field{saddr, daddr}, Set: "hairpin"}, accept},
-		{MatchSet{Fields: from, Set: "networks"}, MatchSet{Fields: to, Set: "networks"},
-			MatchSet{Fields: []Field{saddr, daddr}, Not: true, Set: "reach"}, MatchSet{Fields: from, Not: true, Set: "nodes"}, Do{"goto", "isolated"}},
-		{SetPriority{from, "polout"}, Do{"jump", "egress"}},
-		{SetPriority{to, "polin"}, Do{"jump", "ingress"}},
-	}
 	denied := []Rule{{Count{}, drop}}
-	way := func(name, ports, peers, nets string, other Field) []Chain {
-		pick := []Field{priority, other}
-		return []Chain{
-			{Name: name, Rules: append([]Rule{
-				{SetPriority{pick, peers}, Do{"goto", ports}},
-				{SetPriority{pick, nets}, Do{"goto", ports}},
-			}, denied...)},
-			{Name: ports, Rules: append([]Rule{
-				{MatchPriority{allPorts}, ClearPriority{}, goBack},
-				{inL4, MatchSet{Fields: []Field{priority, proto, dport}, Set: "polports"}, ClearPriority{}, goBack},
-			}, denied...)},
+	permit := []Rule{{MatchKnown{}, accept}}
+	var ways []Chain
+	for _, v := range versions {
+		saddr, daddr := v.saddr(), v.daddr()
+		from, to, both := []Field{saddr}, []Field{daddr}, []Field{saddr, daddr}
+		permit = append(permit,
+			Rule{MatchSet{Fields: both, Set: v.name("hairpin")}, accept},
+			Rule{MatchSet{Fields: from, Set: v.name("networks")}, MatchSet{Fields: to, Set: v.name("networks")},
+				MatchSet{Fields: both, Not: true, Set: v.name("reach")}, MatchSet{Fields: from, Not: true, Set: v.name("nodes")}, Do{"goto", "isolated"}},
+			Rule{SetPriority{from, v.name("polout")}, jump(v.name("egress"))[0]},
+			Rule{SetPriority{to, v.name("polin")}, jump(v.name("ingress"))[0]},
+		)
+		way := func(name, ports, peers, nets string, other Field) Chain {
+			pick := []Field{priority, other}
+			return Chain{Name: v.name(name), Rules: append([]Rule{
+				{SetPriority{pick, v.name(peers)}, Do{"goto", ports}},
+				{SetPriority{pick, v.name(nets)}, Do{"goto", ports}},
+			}, denied...)}
 		}
+		ways = append(ways, way("egress", "egress-ports", "outpeers", "outnets", daddr), way("ingress", "ingress-ports", "inpeers", "innets", saddr))
+	}
+	onPorts := func(name string) Chain {
+		return Chain{Name: name, Rules: append([]Rule{
+			{MatchPriority{allPorts}, ClearPriority{}, goBack},
+			{inL4, MatchSet{Fields: []Field{priority, proto, dport}, Set: "polports"}, ClearPriority{}, goBack},
+		}, denied...)}
 	}
 	return slices.Concat(
 		[]Chain{{Name: "permit", Type: "filter", Hook: "forward", Priority: 1, Rules: permit}, {Name: "isolated", Rules: denied}},
-		way("egress", "egress-ports", "outpeers", "outnets", daddr),
-		way("ingress", "ingress-ports", "inpeers", "innets", saddr),
+		ways, []Chain{onPorts("egress-ports"), onPorts("ingress-ports")},
 	)
 }
 
@@ -154,13 +190,17 @@ func policyChains() []Chain {
 // also where the other end sits on the same bridge: both directions of a flow
 // pass the chains above and connection tracking, whether or not the host has
 // bridge-nf-call-iptables on and the kernel tracks connections on bridges.
+// Neighbour discovery stays on the link, as it must (RFC 4861 §7.1).
 func policeRules() []Rule {
-	return []Rule{
-		{MatchUnicast{}, Lift{[]Field{saddr}, "policed"}},
-		{MatchUnicast{}, Lift{[]Field{daddr}, "policed"}},
+	out := []Rule{{MatchIPv6{Bridged: true}, MatchNeighbour{}, accept}}
+	for _, v := range versions {
+		for _, f := range []Field{v.saddr(), v.daddr()} {
+			out = append(out, Rule{MatchUnicast{}, Lift{[]Field{f}, v.name("policed")}})
+		}
 	}
+	return out
 }
 
 // PolicyChains are the chains that isolate networks and enforce policies, and
 // the one by which the bridge hands packets to them.
-var PolicyChains = []string{"lift", "forward", "permit", "isolated", "egress", "egress-ports", "ingress", "ingress-ports"}
+var PolicyChains = []string{"lift", "forward", "permit", "isolated", "egress", "egress6", "egress-ports", "ingress", "ingress6", "ingress-ports"}

@@ -33,18 +33,23 @@ func probe() error {
 		return err
 	}
 	defer k.Close()
-	prefix := netip.MustParsePrefix("10.244.0.0/16")
-	pod := netip.MustParseAddrPort("10.244.0.2:80")
-	vip := netip.MustParseAddr("10.96.0.11")
-	backends := []netip.AddrPort{pod}
 	t := Table{
 		Range: netip.MustParsePrefix("10.96.0.0/12"), Resolver: netip.MustParseAddr("10.96.0.10"),
-		VIPs: []netip.Addr{vip}, Services: []Service{{VIP: vip, Proto: TCP, Port: 80, Backends: backends}},
-		NodePorts:  []Service{{Proto: TCP, Port: 30080, Backends: backends}},
-		Publishes:  []Publish{{Proto: TCP, HostPort: 8080, Target: pod}},
-		Masquerade: []netip.Prefix{prefix}, Cluster: []netip.Prefix{prefix}, Local: []netip.Prefix{prefix},
-		LocalBackends: []LocalBackend{{Target: Target{pod.Addr(), TCP, 80}, MAC: [6]byte{2}}},
-		Bridges:       []Bridge{{Name: "nn-probe", Prefix: prefix, Internal: true}},
+		Range6: netip.MustParsePrefix("fd00:10:96::/108"), Resolver6: netip.MustParseAddr("fd00:10:96::a"),
 	}
+	bridge := Bridge{Name: "nn-probe", Internal: true}
+	for _, v := range versions {
+		bridge.Prefix, bridge.Prefix6 = netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/112")
+		prefix, vip := bridge.prefix(v), t.resolver(v).Next()
+		pod := netip.AddrPortFrom(prefix.Addr().Next(), 80)
+		backends := []netip.AddrPort{pod}
+		t.VIPs = append(t.VIPs, vip)
+		t.Services = append(t.Services, Service{VIP: vip, Proto: TCP, Port: 80, Backends: backends})
+		t.NodePorts = append(t.NodePorts, Service{VIP: anyOf(v), Proto: TCP, Port: 30080, Backends: backends})
+		t.Publishes = append(t.Publishes, Publish{HostAddr: anyOf(v), Proto: TCP, HostPort: 8080, Target: pod})
+		t.Masquerade, t.Cluster, t.Local = append(t.Masquerade, prefix), append(t.Cluster, prefix), append(t.Local, prefix)
+		t.LocalBackends = append(t.LocalBackends, LocalBackend{Target: Target{pod.Addr(), TCP, 80}, MAC: [6]byte{2}})
+	}
+	t.Bridges = []Bridge{bridge}
 	return k.Apply(diffObserved(k, nil, arrange(t, slotsObserved(nil)).Ruleset()))
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // TableName is the name of our tables, in the families inet and bridge.
@@ -15,8 +14,8 @@ type classes [MaxSlots + 1]bool
 
 // Ruleset returns the nftables objects of a table. It is pure.
 //
-// The range and the resolver are constants of the rules; everything else is
-// data in sets, so that only a change of those two replaces the rules.
+// The ranges and the resolvers are constants of the rules; everything else is
+// data in sets, so that only a change of those replaces the rules.
 func (t Table) Ruleset() Ruleset {
 	inet := TableSpec{Family: "inet", Name: TableName}
 	inet.Sets = append(t.bigSets(), t.smallSets()...)
@@ -35,9 +34,11 @@ func (t Table) Ruleset() Ruleset {
 			inet.Chains = append(inet.Chains, npChain(n))
 		}
 	}
-	addrs := t.Addrs
-	if t.Resolver.IsValid() {
-		addrs = append(slices.Clone(addrs), t.Resolver)
+	addrs := slices.Clone(t.Addrs)
+	for _, v := range versions {
+		if a := t.resolver(v); a.IsValid() {
+			addrs = append(addrs, a)
+		}
 	}
 	return Ruleset{Tables: []TableSpec{inet, t.bridgeTable()}, Addrs: addrs, routes: t.routes}
 }
@@ -74,286 +75,167 @@ func bucketElem(prefix string, n int) Elem {
 // lbChain picks one of n slots. The priority is cleared again, because a
 // packet of the host's own keeps it up to the queueing discipline.
 func lbChain(n int) Chain {
-	return Chain{Name: fmt.Sprintf("lb-%d", n), Rules: []Rule{
-		{ClearPriority{}, inL4, DNATMap{[]Field{daddr, proto, dport, slot(n)}, "eps"}},
-	}}
+	return bucketChain(fmt.Sprintf("lb-%d", n), func(v Version) DNATMap {
+		return DNATMap{v, []Field{v.daddr(), proto, dport, slot(n)}, v.name("eps")}
+	})
 }
 
 func npChain(n int) Chain {
-	return Chain{Name: fmt.Sprintf("np-%d", n), Rules: []Rule{
-		{ClearPriority{}, inL4, DNATMap{[]Field{proto, dport, slot(n)}, "npeps"}},
-	}}
+	return bucketChain(fmt.Sprintf("np-%d", n), func(v Version) DNATMap {
+		return DNATMap{v, []Field{proto, dport, slot(n)}, v.name("npeps")}
+	})
+}
+
+// bucketChain serves both versions: a service may have as many backends of
+// the one as another has of the other.
+func bucketChain(name string, to func(Version) DNATMap) Chain {
+	return Chain{Name: name, Rules: []Rule{{ClearPriority{}, inL4, to(V4)}, {inL4, to(V6)}}}
 }
 
 var (
-	inL4     = MatchSet{Fields: []Field{proto}, Set: "l4"}
-	loopNet  = netip.MustParsePrefix("127.0.0.0/8")
-	accept   = Do{Verb: "accept"}
-	drop     = Do{Verb: "drop"}
-	goBack   = Do{Verb: "return"}
-	reset    = Reject{Reset: true}
-	refuse   = Reject{}
-	fullTCP  = MatchProto{TCP}
-	fullUDP  = MatchProto{UDP}
-	fullICMP = MatchProto{ICMP}
+	inL4    = MatchSet{Fields: []Field{proto}, Set: "l4"}
+	accept  = Do{Verb: "accept"}
+	drop    = Do{Verb: "drop"}
+	goBack  = Do{Verb: "return"}
+	reset   = Reject{Reset: true}
+	fullTCP = MatchProto{TCP}
+	fullUDP = MatchProto{UDP}
 )
+
+// never are the host's own addresses that node ports and published ports do
+// not answer on: those that mean another host to everybody else.
+func never(v Version) []netip.Prefix {
+	if v == V6 {
+		return []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("fe80::/10")}
+	}
+	return []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+}
+
+func icmp(v Version) uint8 { return [...]uint8{V4: ICMP, V6: ICMPv6}[v] }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// chains returns the fixed part of table inet.
+func jump(c string) Rule { return Rule{Do{"jump", c}} }
+
+// chains returns the fixed part of table inet. IPv4 comes first everywhere,
+// and IPv6 costs it one comparison where a chain is left unmatched.
 func (t *Table) chains() []Chain {
-	var raw, dispatch, guard, resolver, vip, undelivered []Rule
-	if r := t.Resolver; r.Is4() {
-		to, from := MatchAddr{F: daddr, Prefix: host(r)}, MatchAddr{F: saddr, Prefix: host(r)}
-		raw = []Rule{
+	v4, v6 := t.versionRules(V4), t.versionRules(V6)
+	raw, guard := v4.raw, []Rule{jump("guard")}
+	if len(v6.raw) > 0 {
+		raw = append(raw, Rule{MatchIPv6{}, Do{"jump", "raw6"}})
+	}
+	if len(v6.guard) > 0 {
+		guard = append(guard, Rule{MatchIPv6{}, Do{"jump", "guard6"}})
+	}
+	dispatch := []Rule{jump("dispatch"), {MatchIPv6{}, Do{"jump", "dispatch6"}}}
+	fromInternal, toInternal := MatchSet{Fields: []Field{iif}, Set: "internal"}, MatchSet{Fields: []Field{oif}, Set: "internal"}
+	forward := []Rule{{MatchSet{Fields: []Field{iif, oif}, Set: "switched"}, accept}}
+	post := []Rule{{MatchDNAT{}, Do{"jump", "translated"}}}
+	for _, v := range versions {
+		outside := MatchSet{Fields: []Field{v.saddr(), v.daddr()}, Not: true, Set: v.name("inside")}
+		forward = append(forward, Rule{fromInternal, outside, drop}, Rule{toInternal, outside, drop})
+		if v == V6 {
+			post = append(post, Rule{MatchIPv6{}, MatchDNAT{}, Do{"jump", "translated6"}})
+		}
+		post = append(post, Rule{
+			MatchSet{Fields: []Field{v.saddr()}, Set: v.name("masq")},
+			MatchSet{Fields: []Field{v.daddr()}, Not: true, Set: v.name("cluster")},
+			MatchSet{Fields: []Field{oif}, Not: true, Set: "links"},
+			Masquerade{},
+		})
+	}
+	return slices.Concat([]Chain{
+		{Name: "raw_pre", Type: "filter", Hook: "prerouting", Priority: -300, Rules: raw},
+		{Name: "raw_out", Type: "filter", Hook: "output", Priority: -300, Rules: raw},
+		{Name: "pre", Type: "nat", Hook: "prerouting", Priority: -100, Rules: dispatch},
+		{Name: "out", Type: "nat", Hook: "output", Priority: -100, Rules: dispatch},
+		{Name: "guard_pre", Type: "filter", Hook: "prerouting", Priority: -90, Rules: guard},
+		{Name: "guard_out", Type: "filter", Hook: "output", Priority: -90, Rules: guard},
+		{Name: "forward", Type: "filter", Hook: "forward", Priority: 0, Rules: forward},
+		{Name: "post", Type: "nat", Hook: "postrouting", Priority: 100, Rules: post},
+	}, v4.chains(V4), []Chain{{Name: "raw6", Rules: v6.raw}}, v6.chains(V6))
+}
+
+// versionRules are the rules of the chains that exist for each version.
+type versionRules struct{ raw, dispatch, vip, host, guard, resolver, undelivered, translated []Rule }
+
+func (r *versionRules) chains(v Version) []Chain {
+	return []Chain{
+		{Name: v.name("dispatch"), Rules: r.dispatch},
+		{Name: v.name("vip"), Rules: r.vip},
+		{Name: v.name("host"), Rules: r.host},
+		{Name: v.name("guard"), Rules: r.guard},
+		{Name: v.name("resolver"), Rules: r.resolver},
+		{Name: v.name("undelivered"), Rules: r.undelivered},
+		{Name: v.name("translated"), Rules: r.translated},
+	}
+}
+
+func (t *Table) versionRules(v Version) versionRules {
+	var r versionRules
+	saddr, daddr := v.saddr(), v.daddr()
+	target := []Field{daddr, proto, dport}
+	known := MatchSet{Fields: []Field{daddr}, Set: v.name("vips")}
+	refuse := Reject{V: v}
+	if a := t.resolver(v); a.IsValid() {
+		to, from := MatchAddr{F: daddr, Prefix: host(a)}, MatchAddr{F: saddr, Prefix: host(a)}
+		r.raw = []Rule{
 			{to, inL4, MatchPort{dport, 53}, Notrack{}},
 			{from, inL4, MatchPort{sport, 53}, Notrack{}},
 		}
-		dispatch = []Rule{{to, goBack}}
-		guard = []Rule{{to, Do{"goto", "resolver"}}}
+		r.dispatch = []Rule{{to, goBack}}
+		r.guard = []Rule{{to, Do{"goto", v.name("resolver")}}}
 		// ICMP errors about answers belong to DNS; a client on the node itself
 		// has the resolver's address as its source, and gets the resets that
 		// these rules send.
-		resolver = []Rule{
+		r.resolver = []Rule{
 			{MatchState{Related: true}, accept},
-			{fullICMP, accept},
+			{MatchProto{icmp(v)}, accept},
 			{inL4, MatchPort{dport, 53}, accept},
 			{from, inL4, MatchPort{sport, 53}, accept},
 			{fullTCP, reset},
 			{refuse},
 		}
-		vip = []Rule{{MatchSet{Fields: []Field{daddr}, Set: "vips"}, MatchEcho{}, DNATAddr{r}}}
+		r.vip = []Rule{{known, MatchEcho{v}, DNATAddr{a}}}
 	}
-	vip = append(vip, Rule{inL4, SetPriority{[]Field{daddr, proto, dport}, "svc"}, PriorityVmap{"bkt"}})
-	if t.Range.IsValid() {
-		in := MatchAddr{F: daddr, Prefix: t.Range}
-		dispatch = append(dispatch, Rule{in, Do{"goto", "vip"}})
-		guard = append(guard, Rule{in, Do{"goto", "undelivered"}})
+	r.vip = append(r.vip, Rule{inL4, SetPriority{target, v.name("svc")}, PriorityVmap{"bkt"}})
+	if p := t.serviceRange(v); p.IsValid() {
+		in := MatchAddr{F: daddr, Prefix: p}
+		r.dispatch = append(r.dispatch, Rule{in, Do{"goto", v.name("vip")}})
+		r.guard = append(r.guard, Rule{in, Do{"goto", v.name("undelivered")}})
 	}
-	dispatch = append(dispatch, Rule{MatchAddr{F: daddr, Not: true, Prefix: loopNet}, MatchLocal{daddr}, Do{"goto", "host"}})
+	var own Rule
+	for _, p := range never(v) {
+		own = append(own, MatchAddr{F: daddr, Not: true, Prefix: p})
+	}
+	r.dispatch = append(r.dispatch, append(own, MatchLocal{daddr}, Do{"goto", v.name("host")}))
+	r.host = []Rule{
+		{inL4, DNATMap{v, target, v.name("publish")}},
+		{inL4, DNATMap{v, []Field{proto, dport}, v.name("publishany")}},
+		{inL4, SetPriority{[]Field{proto, dport}, v.name("npsvc")}, PriorityVmap{"npbkt"}},
+	}
+	if v == V6 {
+		// A host that takes a virtual address for its neighbour must be able to
+		// ask for it.
+		r.undelivered = []Rule{{MatchNeighbour{}, accept}}
+	}
 	// A reset for a packet that conntrack cannot place would kill a good flow.
-	known := MatchSet{Fields: []Field{daddr}, Set: "vips"}
-	undelivered = []Rule{
-		{MatchState{}, drop},
-		{known, fullTCP, reset},
-		{known, fullUDP, refuse},
-		{drop},
-	}
-	target := []Field{daddr, proto, dport}
-	translated := []Rule{
-		{MatchSet{Fields: []Field{saddr, daddr}, Set: "hairpin"}, Masquerade{}},
-		{MatchSet{Fields: []Field{daddr}, Set: "local"}, goBack},
-		{MatchSet{Fields: []Field{saddr}, Set: "local"}, MatchSet{Fields: []Field{saddr}, Set: "cluster"}, goBack},
+	r.undelivered = append(r.undelivered,
+		Rule{MatchState{}, drop},
+		Rule{known, fullTCP, reset},
+		Rule{known, fullUDP, refuse},
+		Rule{drop},
+	)
+	r.translated = []Rule{
+		{MatchSet{Fields: []Field{saddr, daddr}, Set: v.name("hairpin")}, Masquerade{}},
+		{MatchSet{Fields: []Field{daddr}, Set: v.name("local")}, goBack},
+		{MatchSet{Fields: []Field{saddr}, Set: v.name("local")}, MatchSet{Fields: []Field{saddr}, Set: v.name("cluster")}, goBack},
 		{MatchLocal{saddr}, goBack},
 	}
-	if t.Range.IsValid() {
-		translated = append(translated, Rule{MatchAddr{F: origDaddr, Prefix: t.Range}, Masquerade{}})
+	if p := t.serviceRange(v); p.IsValid() {
+		r.translated = append(r.translated, Rule{MatchAddr{F: v.origDaddr(), Prefix: p}, Masquerade{}})
 	}
-	translated = append(translated, Rule{inL4, MatchSet{Fields: target, Set: "remote"}, Masquerade{}})
-
-	inside := MatchSet{Fields: []Field{saddr, daddr}, Not: true, Set: "inside"}
-	fromInternal, toInternal := MatchSet{Fields: []Field{iif}, Set: "internal"}, MatchSet{Fields: []Field{oif}, Set: "internal"}
-	jump := func(c string) []Rule { return []Rule{{Do{"jump", c}}} }
-	return []Chain{
-		{Name: "raw_pre", Type: "filter", Hook: "prerouting", Priority: -300, Rules: raw},
-		{Name: "raw_out", Type: "filter", Hook: "output", Priority: -300, Rules: raw},
-		{Name: "pre", Type: "nat", Hook: "prerouting", Priority: -100, Rules: jump("dispatch")},
-		{Name: "out", Type: "nat", Hook: "output", Priority: -100, Rules: jump("dispatch")},
-		{Name: "guard_pre", Type: "filter", Hook: "prerouting", Priority: -90, Rules: jump("guard")},
-		{Name: "guard_out", Type: "filter", Hook: "output", Priority: -90, Rules: jump("guard")},
-		{Name: "forward", Type: "filter", Hook: "forward", Priority: 0, Rules: []Rule{
-			{MatchSet{Fields: []Field{iif, oif}, Set: "switched"}, accept},
-			{fromInternal, inside, drop},
-			{toInternal, inside, drop},
-			{fromInternal, MatchIPv6{}, drop},
-			{toInternal, MatchIPv6{}, drop},
-		}},
-		{Name: "post", Type: "nat", Hook: "postrouting", Priority: 100, Rules: []Rule{
-			{MatchDNAT{}, Do{"jump", "translated"}},
-			{
-				MatchSet{Fields: []Field{saddr}, Set: "masq"},
-				MatchSet{Fields: []Field{daddr}, Not: true, Set: "cluster"},
-				MatchSet{Fields: []Field{oif}, Not: true, Set: "links"},
-				Masquerade{},
-			},
-		}},
-		{Name: "dispatch", Rules: dispatch},
-		{Name: "vip", Rules: vip},
-		{Name: "host", Rules: []Rule{
-			{inL4, DNATMap{target, "publish"}},
-			{inL4, DNATMap{[]Field{proto, dport}, "publishany"}},
-			{inL4, SetPriority{[]Field{proto, dport}, "npsvc"}, PriorityVmap{"npbkt"}},
-		}},
-		{Name: "guard", Rules: guard},
-		{Name: "resolver", Rules: resolver},
-		{Name: "undelivered", Rules: undelivered},
-		{Name: "translated", Rules: translated},
-	}
-}
-
-// bigSets are those that grow with services and backends. Later changes of
-// them are found service by service, see diffServices.
-func (t *Table) bigSets() []Set {
-	svc := Set{Name: "svc", Decl: "typeof ip daddr . meta l4proto . th dport : meta priority",
-		Key: []Kind{KindAddr, KindProto, KindPort}, Val: []Kind{KindClass}}
-	eps := Set{Name: "eps", Decl: "typeof ip daddr . meta l4proto . th dport . numgen random mod 256 : ip daddr . th dport",
-		Key: []Kind{KindAddr, KindProto, KindPort, KindSlot}, Val: []Kind{KindAddr, KindPort}}
-	npsvc := Set{Name: "npsvc", Decl: "typeof meta l4proto . th dport : meta priority",
-		Key: []Kind{KindProto, KindPort}, Val: []Kind{KindClass}}
-	npeps := Set{Name: "npeps", Decl: "typeof meta l4proto . th dport . numgen random mod 256 : ip daddr . th dport",
-		Key: []Kind{KindProto, KindPort, KindSlot}, Val: []Kind{KindAddr, KindPort}}
-	fill := func(list []Service, cls, slots *Set) {
-		for i := range list {
-			s := &list[i]
-			k := s.key()
-			if n := len(s.Backends); n > 0 {
-				cls.Elems = append(cls.Elems, classElem(k, n))
-			}
-			for n, b := range s.Backends {
-				slots.Elems = append(slots.Elems, slotElem(k, n, b))
-			}
-		}
-		cls.sort()
-		slots.sort()
-	}
-	fill(t.Services, &svc, &eps)
-	fill(t.NodePorts, &npsvc, &npeps)
-	return []Set{svc, eps, npsvc, npeps}
-}
-
-func (s *Service) key() key {
-	if s.VIP.IsValid() {
-		return keyTarget(Target{s.VIP, s.Proto, s.Port})
-	}
-	return key(nil).proto(s.Proto).port(s.Port)
-}
-
-func classElem(k key, n int) Elem {
-	return Elem{Key: string(k), Val: string(key(nil).host(uint32(n)))}
-}
-
-func slotElem(k key, n int, b netip.AddrPort) Elem {
-	return Elem{Key: string(slices.Clip(k).host(uint32(n))), Val: keyAddrPort(b)}
-}
-
-// smallSets are those that grow with this node's own workloads and networks.
-func (t *Table) smallSets() []Set {
-	l4 := Set{Name: "l4", Decl: "type inet_proto", Key: []Kind{KindProto}}
-	l4.add(key(nil).proto(TCP), "")
-	l4.add(key(nil).proto(UDP), "")
-	vips := Set{Name: "vips", Decl: "type ipv4_addr", Key: []Kind{KindAddr}}
-	for _, a := range t.VIPs {
-		vips.add(key(nil).addr(a), "")
-	}
-	hairpin := Set{Name: "hairpin", Decl: "type ipv4_addr . ipv4_addr", Key: []Kind{KindAddr, KindAddr}}
-	var last netip.Addr
-	for _, b := range t.LocalBackends {
-		if b.Addr != last { // sorted by address
-			hairpin.add(key(nil).addr(b.Addr).addr(b.Addr), "")
-		}
-		last = b.Addr
-	}
-	remote := Set{Name: "remote", Decl: "type ipv4_addr . inet_proto . inet_service", Key: []Kind{KindAddr, KindProto, KindPort}}
-	for _, x := range t.Remote {
-		remote.add(keyTarget(x), "")
-	}
-	links := Set{Name: "links", Decl: "type ifname", Key: []Kind{KindIfname}}
-	for _, l := range t.Links {
-		links.add(key(nil).ifname(l), "")
-	}
-	internal := Set{Name: "internal", Decl: "type ifname", Key: []Kind{KindIfname}}
-	switched := Set{Name: "switched", Decl: "type ifname . ifname", Key: []Kind{KindIfname, KindIfname}}
-	inside := Set{Name: "inside", Decl: "type ipv4_addr . ipv4_addr", Key: []Kind{KindAddr, KindAddr}, Interval: true}
-	var insides []netip.Prefix
-	for _, b := range t.Bridges {
-		if !b.Internal {
-			continue
-		}
-		internal.add(key(nil).ifname(b.Name), "")
-		switched.add(key(nil).ifname(b.Name).ifname(b.Name), "")
-		insides = append(insides, b.Prefix)
-	}
-	for _, p := range maximal(insides) {
-		first, end := p.Addr(), lastAddr(p)
-		inside.Elems = append(inside.Elems, Elem{Key: string(key(nil).addr(first).addr(first)), End: string(key(nil).addr(end).addr(end))})
-	}
-	sets := append(publishSets(t.Publishes),
-		l4, vips, hairpin, remote,
-		intervals("masq", t.Masquerade), intervals("cluster", t.Cluster), intervals("local", t.Local),
-		links, internal, switched, inside,
-	)
-	for i := range sets {
-		sets[i].sort()
-	}
-	return sets
-}
-
-func publishSets(ps []Publish) []Set {
-	publish := Set{Name: "publish", Decl: "typeof ip daddr . meta l4proto . th dport : ip daddr . th dport",
-		Key: []Kind{KindAddr, KindProto, KindPort}, Val: []Kind{KindAddr, KindPort}}
-	publishAny := Set{Name: "publishany", Decl: "typeof meta l4proto . th dport : ip daddr . th dport",
-		Key: []Kind{KindProto, KindPort}, Val: []Kind{KindAddr, KindPort}}
-	for _, p := range ps {
-		if p.HostAddr.IsValid() {
-			publish.add(keyTarget(Target{p.HostAddr, p.Proto, p.HostPort}), keyAddrPort(p.Target))
-		} else {
-			publishAny.add(key(nil).proto(p.Proto).port(p.HostPort), keyAddrPort(p.Target))
-		}
-	}
-	publish.sort()
-	publishAny.sort()
-	return []Set{publish, publishAny}
-}
-
-func (t *Table) bridgeTable() TableSpec {
-	m := Set{Name: "backends", Decl: "type ipv4_addr . inet_proto . inet_service : ether_addr",
-		Key: []Kind{KindAddr, KindProto, KindPort}, Val: []Kind{KindEther}}
-	for _, b := range t.LocalBackends {
-		if b.MAC != [6]byte{} {
-			m.add(keyTarget(b.Target), string(key(nil).ether(b.MAC)))
-		}
-	}
-	m.sort()
-	return TableSpec{Family: "bridge", Name: TableName, Sets: append([]Set{m}, t.policy.of("bridge")...), Chains: []Chain{
-		{Name: "lift", Type: "filter", Hook: "prerouting", Priority: 0, Rules: append([]Rule{
-			{MatchUnicast{}, Lift{[]Field{saddr, proto, sport}, "backends"}},
-		}, policeRules()...)},
-	}}
-}
-
-func (s *Set) add(k key, val string) {
-	s.Elems = append(s.Elems, Elem{Key: string(k), Val: val})
-}
-
-// sort orders the elements and keeps the first of equal keys.
-func (s *Set) sort() {
-	slices.SortStableFunc(s.Elems, func(a, b Elem) int { return strings.Compare(a.Key, b.Key) })
-	s.Elems = slices.CompactFunc(s.Elems, func(a, b Elem) bool { return a.Key == b.Key })
-}
-
-// intervals makes an interval set of disjoint sorted prefixes; ranges that
-// touch become one.
-func intervals(name string, ps []netip.Prefix) Set {
-	s := Set{Name: name, Decl: "type ipv4_addr", Key: []Kind{KindAddr}, Interval: true}
-	for _, p := range ps {
-		e := Elem{Key: string(key(nil).addr(p.Masked().Addr()))}
-		if next := lastAddr(p).Next(); next.IsValid() {
-			e.End = string(key(nil).addr(next))
-		}
-		if n := len(s.Elems); n > 0 && s.Elems[n-1].End == e.Key {
-			s.Elems[n-1].End = e.End
-			continue
-		}
-		s.Elems = append(s.Elems, e)
-	}
-	return s
-}
-
-// lastAddr returns the highest address of an IPv4 prefix.
-func lastAddr(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	return netip.AddrFrom4(b)
+	r.translated = append(r.translated, Rule{inL4, MatchSet{Fields: target, Set: v.name("remote")}, Masquerade{}})
+	return r
 }

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"flag"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,12 +18,15 @@ var update = flag.Bool("update", false, "rewrite the goldens in testdata")
 func goldenTables() map[string]Table {
 	norange := testLocal()
 	norange.Range, norange.Resolver = pfx("10.96.0.0/12"), addr("169.254.20.10")
+	norange.Range6, norange.Resolver6 = netip.Prefix{}, netip.Addr{}
+	only4 := testView().Service("default/both")
+	only4.VIP6 = netip.Addr{}
 	bare := Local{Self: selfID}
 	return map[string]Table{
 		"full":             Derive(testView(), testLocal()),
 		"empty":            Derive(&state.View{}, testLocal()),
 		"bare":             Derive(&state.View{}, bare),
-		"resolver-outside": Derive(state.NewView(state.View{}, nil, []*state.ServiceView{testView().Service("default/both")}), norange),
+		"resolver-outside": Derive(state.NewView(state.View{}, nil, []*state.ServiceView{only4}), norange),
 	}
 }
 

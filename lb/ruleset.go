@@ -60,7 +60,8 @@ type Elem struct {
 type Kind uint8
 
 const (
-	KindAddr Kind = iota + 1
+	KindAddr Kind = iota + 1 // IPv4
+	KindAddr6
 	KindProto
 	KindPort
 	KindSlot
@@ -73,7 +74,7 @@ const (
 // size is the part's length in registers, in bytes.
 func (k Kind) size() int {
 	switch k {
-	case KindIfname:
+	case KindIfname, KindAddr6:
 		return 16
 	case KindEther:
 		return 8
@@ -81,14 +82,41 @@ func (k Kind) size() int {
 	return 4
 }
 
+// addrKind is the kind of an address of a version.
+func addrKind(v Version) Kind { return [...]Kind{V4: KindAddr, V6: KindAddr6}[v] }
+
+// readAddr is the address in a part of kind KindAddr or KindAddr6.
+func readAddr(part string) netip.Addr {
+	a, _ := netip.AddrFromSlice([]byte(part))
+	return a
+}
+
+// readAddrPort is what keyAddrPort wrote; of something else it is invalid.
+func readAddrPort(v string) netip.AddrPort {
+	n := len(v) - KindPort.size()
+	if n < 0 {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(readAddr(v[:n]), readPort(v[n:]))
+}
+
+func readPort(part string) uint16 { return uint16(part[0])<<8 | uint16(part[1]) }
+
 // key builds the register layout of a key or a value.
 type key []byte
 
-func (k key) addr(a netip.Addr) key { b := a.As4(); return append(k, b[:]...) }
-func (k key) proto(p uint8) key     { return append(k, p, 0, 0, 0) }
-func (k key) port(p uint16) key     { return append(k, byte(p>>8), byte(p), 0, 0) }
-func (k key) host(n uint32) key     { return binary.NativeEndian.AppendUint32(k, n) }
-func (k key) ether(m [6]byte) key   { return append(append(k, m[:]...), 0, 0) }
+func (k key) addr(a netip.Addr) key {
+	if a.Is6() {
+		b := a.As16()
+		return append(k, b[:]...)
+	}
+	b := a.As4()
+	return append(k, b[:]...)
+}
+func (k key) proto(p uint8) key   { return append(k, p, 0, 0, 0) }
+func (k key) port(p uint16) key   { return append(k, byte(p>>8), byte(p), 0, 0) }
+func (k key) host(n uint32) key   { return binary.NativeEndian.AppendUint32(k, n) }
+func (k key) ether(m [6]byte) key { return append(append(k, m[:]...), 0, 0) }
 func (k key) ifname(n string) key {
 	var b [16]byte
 	copy(b[:15], n)
@@ -116,12 +144,12 @@ func format(kinds []Kind, b string) string {
 		p := b[:k.size()]
 		b = b[k.size():]
 		switch k {
-		case KindAddr:
-			parts = append(parts, netip.AddrFrom4([4]byte([]byte(p))).String())
+		case KindAddr, KindAddr6:
+			parts = append(parts, readAddr(p).String())
 		case KindProto:
 			parts = append(parts, protoName(p[0]))
 		case KindPort:
-			parts = append(parts, fmt.Sprint(uint16(p[0])<<8|uint16(p[1])))
+			parts = append(parts, fmt.Sprint(readPort(p)))
 		case KindSlot:
 			parts = append(parts, fmt.Sprint(binary.NativeEndian.Uint32([]byte(p))))
 		case KindClass:
@@ -142,10 +170,10 @@ func (s *Set) text(e Elem) string {
 	if !s.Interval {
 		b.WriteString(format(s.Key, e.Key))
 	} else if len(s.Key) == 1 {
-		first := netip.AddrFrom4([4]byte([]byte(e.Key)))
-		last := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+		first := readAddr(e.Key)
+		last := readAddr(strings.Repeat("\xff", len(e.Key)))
 		if e.End != "" {
-			last = netip.AddrFrom4([4]byte([]byte(e.End))).Prev()
+			last = readAddr(e.End).Prev()
 		}
 		fmt.Fprintf(&b, "%s-%s", first, last)
 	} else {

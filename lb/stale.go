@@ -28,7 +28,7 @@ func staleUDP(old, now *Table) []Target {
 				left = is[j].Backends
 			}
 			if pinned(a.Backends, left) {
-				out = append(out, Target{a.VIP, UDP, a.Port})
+				out = append(out, a.target())
 			}
 		}
 		i := 0
@@ -41,7 +41,7 @@ func staleUDP(old, now *Table) []Target {
 				i++
 			}
 			if i == len(was) || compareService(was[i], *b) != 0 {
-				out = append(out, Target{b.VIP, UDP, b.Port})
+				out = append(out, b.target())
 			}
 		}
 	}

@@ -14,10 +14,47 @@ type Rule []Stmt
 // trace.go; the type switches there name them all.
 type Stmt interface{ String() string }
 
+// Version is a version of the Internet Protocol.
+type Version uint8
+
+const (
+	V4 Version = iota
+	V6
+)
+
+// versions lists both, to make everything twice.
+var versions = [...]Version{V4, V6}
+
+// versionOf returns the version of an address; the invalid one stands for
+// every IPv4 address of the host.
+func versionOf(a netip.Addr) Version {
+	if a.Is6() {
+		return V6
+	}
+	return V4
+}
+
+// header is how nft names the version's header.
+func (v Version) header() string {
+	if v == V6 {
+		return "ip6"
+	}
+	return "ip"
+}
+
+// name is that of a set or a chain which exists for each version.
+func (v Version) name(base string) string {
+	if v == V6 {
+		return base + "6"
+	}
+	return base
+}
+
 // Field is a part of a packet, or of what the kernel knows about it.
 type Field struct {
 	ID  FieldID
-	Mod uint32 // of FieldSlot: a random number below Mod
+	Mod uint32  // of FieldSlot: a random number below Mod
+	V   Version // of an address
 }
 
 // FieldID names a field.
@@ -37,25 +74,27 @@ const (
 )
 
 var (
-	saddr     = Field{ID: FieldSaddr}
-	daddr     = Field{ID: FieldDaddr}
-	proto     = Field{ID: FieldProto}
-	sport     = Field{ID: FieldSport}
-	dport     = Field{ID: FieldDport}
-	iif       = Field{ID: FieldIif}
-	oif       = Field{ID: FieldOif}
-	origDaddr = Field{ID: FieldOrigDaddr}
-	priority  = Field{ID: FieldPriority}
+	proto = Field{ID: FieldProto}
+	sport = Field{ID: FieldSport}
+	dport = Field{ID: FieldDport}
+	iif   = Field{ID: FieldIif}
+	oif   = Field{ID: FieldOif}
+
+	priority = Field{ID: FieldPriority}
 )
+
+func (v Version) saddr() Field     { return Field{ID: FieldSaddr, V: v} }
+func (v Version) daddr() Field     { return Field{ID: FieldDaddr, V: v} }
+func (v Version) origDaddr() Field { return Field{ID: FieldOrigDaddr, V: v} }
 
 func slot(n int) Field { return Field{ID: FieldSlot, Mod: uint32(n)} }
 
 func (f Field) String() string {
 	switch f.ID {
 	case FieldSaddr:
-		return "ip saddr"
+		return f.V.header() + " saddr"
 	case FieldDaddr:
-		return "ip daddr"
+		return f.V.header() + " daddr"
 	case FieldProto:
 		return "meta l4proto"
 	case FieldSport:
@@ -67,7 +106,7 @@ func (f Field) String() string {
 	case FieldOif:
 		return "oifname"
 	case FieldOrigDaddr:
-		return "ct original ip daddr"
+		return "ct original " + f.V.header() + " daddr"
 	case FieldPriority:
 		return "meta priority"
 	case FieldSlot:
@@ -77,10 +116,14 @@ func (f Field) String() string {
 }
 
 func (f Field) size() int {
-	if f.ID == FieldIif || f.ID == FieldOif {
+	if f.ID == FieldIif || f.ID == FieldOif || f.isAddr() && f.V == V6 {
 		return 16
 	}
 	return 4
+}
+
+func (f Field) isAddr() bool {
+	return f.ID == FieldSaddr || f.ID == FieldDaddr || f.ID == FieldOrigDaddr
 }
 
 func concat(fs []Field) string {
@@ -112,10 +155,12 @@ type (
 		F    Field
 		Port uint16
 	}
-	// MatchEcho matches an ICMP echo request.
-	MatchEcho struct{}
-	// MatchIPv6 matches IPv6 packets.
-	MatchIPv6 struct{}
+	// MatchEcho matches an ICMP or ICMPv6 echo request.
+	MatchEcho struct{ V Version }
+	// MatchNeighbour matches the messages of neighbour discovery (RFC 4861 §4).
+	MatchNeighbour struct{}
+	// MatchIPv6 matches IPv6 packets; Bridged: frames of them, in table bridge.
+	MatchIPv6 struct{ Bridged bool }
 	// MatchLocal matches when the address is one of the host's own.
 	MatchLocal struct{ F Field }
 	// MatchDNAT matches packets of flows with a translated destination.
@@ -144,6 +189,7 @@ type (
 	PriorityVmap struct{ Map string }
 	// DNATMap rewrites the destination to what a map gives.
 	DNATMap struct {
+		V      Version
 		Fields []Field
 		Map    string
 	}
@@ -152,8 +198,12 @@ type (
 	// Masquerade rewrites the source to the outgoing device's address and a
 	// random port.
 	Masquerade struct{}
-	// Reject refuses: with a TCP reset or as ICMP port unreachable.
-	Reject struct{ Reset bool }
+	// Reject refuses: with a TCP reset or, for packets of one version, as port
+	// unreachable.
+	Reject struct {
+		Reset bool
+		V     Version
+	}
 	// Notrack keeps the packet out of conntrack and so out of NAT.
 	Notrack struct{}
 	// Lift sends a bridged packet to the MAC that a map gives, as if it had
@@ -178,10 +228,21 @@ func (s MatchAddr) String() string {
 }
 func (s MatchProto) String() string { return "meta l4proto " + protoName(s.Proto) }
 func (s MatchPort) String() string  { return fmt.Sprintf("%s %d", s.F, s.Port) }
-func (MatchEcho) String() string    { return "icmp type echo-request" }
-func (MatchIPv6) String() string    { return "meta nfproto ipv6" }
+func (s MatchEcho) String() string {
+	if s.V == V6 {
+		return "icmpv6 type echo-request"
+	}
+	return "icmp type echo-request"
+}
+func (MatchNeighbour) String() string { return "icmpv6 type 133-137" }
+func (s MatchIPv6) String() string {
+	if s.Bridged {
+		return "meta protocol ip6"
+	}
+	return "meta nfproto ipv6"
+}
 func (s MatchLocal) String() string {
-	return "fib " + strings.TrimPrefix(s.F.String(), "ip ") + " type local"
+	return "fib " + strings.TrimPrefix(s.F.String(), s.F.V.header()+" ") + " type local"
 }
 func (MatchDNAT) String() string { return "ct status dnat" }
 func (s MatchState) String() string {
@@ -199,12 +260,19 @@ func (s SetPriority) String() string {
 }
 func (ClearPriority) String() string  { return "meta priority set none" }
 func (s PriorityVmap) String() string { return "meta priority vmap @" + s.Map }
-func (s DNATMap) String() string      { return "dnat ip to " + concat(s.Fields) + " map @" + s.Map }
-func (s DNATAddr) String() string     { return "dnat ip to " + s.Addr.String() }
-func (Masquerade) String() string     { return "masquerade fully-random" }
+func (s DNATMap) String() string {
+	return "dnat " + s.V.header() + " to " + concat(s.Fields) + " map @" + s.Map
+}
+func (s DNATAddr) String() string {
+	return "dnat " + versionOf(s.Addr).header() + " to " + s.Addr.String()
+}
+func (Masquerade) String() string { return "masquerade fully-random" }
 func (s Reject) String() string {
 	if s.Reset {
 		return "reject with tcp reset"
+	}
+	if s.V == V6 {
+		return "reject with icmpv6 port-unreachable"
 	}
 	return "reject with icmp port-unreachable"
 }

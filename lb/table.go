@@ -13,9 +13,10 @@ import (
 
 // IP protocol numbers (IANA) of what is balanced.
 const (
-	ICMP uint8 = 1
-	TCP  uint8 = 6
-	UDP  uint8 = 17
+	ICMP   uint8 = 1
+	TCP    uint8 = 6
+	UDP    uint8 = 17
+	ICMPv6 uint8 = 58
 )
 
 // MaxSlots is how many backends of one port are used: one chain a bucket size.
@@ -26,12 +27,15 @@ type Local struct {
 	Self     state.NodeID
 	Range    netip.Prefix // service range; invalid: no virtual addresses
 	Resolver netip.Addr   // node-local DNS address, inside or outside Range; invalid: none
+	// Range6 and Resolver6 are the same for IPv6.
+	Range6    netip.Prefix
+	Resolver6 netip.Addr
 	// NodeAddrs are the addresses of this host. They are not programmed (the
 	// kernel asks its own routing table); they serve warnings and Trace.
 	NodeAddrs []netip.Addr
 	Bridges   []BridgeInfo
 	// ClusterPrefixes are the pod ranges of all networks that span nodes, and
-	// the service range. Nothing is masqueraded between them.
+	// the service ranges. Nothing is masqueraded between them.
 	ClusterPrefixes []netip.Prefix
 	// Links are further devices of ours (VXLAN): leaving by them is never
 	// leaving the cluster. The names of Bridges need not be repeated.
@@ -47,7 +51,8 @@ type BridgeInfo struct {
 	Name       string           // device
 	MAC        net.HardwareAddr // of the device; empty: not there yet, replies of siblings are not lifted
 	Prefix     netip.Prefix     // of the network
-	Own        []netip.Prefix   // the part of it that is on this node
+	Prefix6    netip.Prefix     // its IPv6 prefix; invalid: IPv4 only
+	Own        []netip.Prefix   // the part of both that is on this node
 	Masquerade bool
 	Internal   bool
 }
@@ -55,17 +60,17 @@ type BridgeInfo struct {
 // Table is what the kernel should hold at one revision. It is made by Derive
 // and immutable afterwards; all slices are sorted and without duplicates.
 type Table struct {
-	Rev      uint64
-	Range    netip.Prefix
-	Resolver netip.Addr
+	Rev                 uint64
+	Range, Range6       netip.Prefix
+	Resolver, Resolver6 netip.Addr
 	// VIPs are the virtual addresses that some service has, with or without
 	// ready backends: unknown ports there are refused, other addresses of
-	// Range are dropped.
+	// the ranges are dropped.
 	VIPs          []netip.Addr
 	Services      []Service
-	NodePorts     []Service // VIP is invalid
+	NodePorts     []Service
 	Publishes     []Publish // loopback ones excluded
-	Loopback      []Publish // published on 127.0.0.0/8 by the user-space listener
+	Loopback      []Publish // published on 127.0.0.0/8 and ::1 by the user-space listener
 	Masquerade    []netip.Prefix
 	Cluster       []netip.Prefix
 	Local         []netip.Prefix // where local backends live
@@ -85,10 +90,11 @@ type Table struct {
 	lbClasses, npClasses classes // chains that exist already
 }
 
-// Service is one port of a service, or one node port, with its ready backends.
+// Service is one port of a service, or one node port, with its ready backends,
+// all of one version.
 type Service struct {
 	Name     string     // "<namespace>/<name>"
-	VIP      netip.Addr // invalid: a node port
+	VIP      netip.Addr // invalid: a node port of IPv4; ::: one of IPv6
 	Proto    uint8
 	Port     uint16
 	Backends []netip.AddrPort // order is the order of slots
@@ -96,10 +102,13 @@ type Service struct {
 
 // Publish is a published port of the node's own addresses.
 type Publish struct {
-	HostAddr netip.Addr // invalid: every local address
+	HostAddr netip.Addr // invalid: every local IPv4 address; ::: every local IPv6 address
 	Proto    uint8
 	HostPort uint16
 	Target   netip.AddrPort
+	// Implied is set of those on loopback that nobody named: they come with
+	// a port of every address, and without the address there is no port.
+	Implied bool
 }
 
 // Target is an address, a protocol and a port.
@@ -118,16 +127,29 @@ type LocalBackend struct {
 
 // Bridge is a network's bridge as the rules need it.
 type Bridge struct {
-	Name     string
-	Prefix   netip.Prefix
-	Internal bool
+	Name            string
+	Prefix, Prefix6 netip.Prefix
+	Internal        bool
+}
+
+func (b *Bridge) prefix(v Version) netip.Prefix {
+	return [...]netip.Prefix{V4: b.Prefix, V6: b.Prefix6}[v]
+}
+
+// serviceRange and resolver are those of a version; invalid: none.
+func (t *Table) serviceRange(v Version) netip.Prefix {
+	return [...]netip.Prefix{V4: t.Range, V6: t.Range6}[v]
+}
+
+func (t *Table) resolver(v Version) netip.Addr {
+	return [...]netip.Addr{V4: t.Resolver, V6: t.Resolver6}[v]
 }
 
 // NetworkInfo is a network as isolation needs it: networks reach one another
 // when one of the two has the other as a peer.
 type NetworkInfo struct {
 	Name   string
-	Prefix netip.Prefix
+	Prefix [len(versions)]netip.Prefix
 	Peers  []string
 }
 
@@ -157,6 +179,8 @@ func protoName(p uint8) string {
 	switch p {
 	case ICMP:
 		return "icmp"
+	case ICMPv6:
+		return "ipv6-icmp"
 	case TCP:
 		return "tcp"
 	case UDP:
@@ -166,8 +190,7 @@ func protoName(p uint8) string {
 }
 
 // Derive says what this node's kernel should hold for a view. It is pure: the
-// same arguments give an equal Table. Only IPv4 is balanced so far; what else
-// is asked for is listed in Warnings.
+// same arguments give an equal Table. What cannot be done is listed in Warnings.
 //
 // It looks at every service. LB looks at what changed only, see book.
 func Derive(v *state.View, l Local) Table {
@@ -184,8 +207,8 @@ func Derive(v *state.View, l Local) Table {
 
 // include adds a part.
 func (t *Table) include(sc *scope, p *part) {
-	if p.vip.IsValid() {
-		t.VIPs = append(t.VIPs, p.vip)
+	t.VIPs = append(t.VIPs, p.vips...)
+	if len(p.vips) > 0 {
 		t.services++
 	}
 	t.backends += p.backends
@@ -207,12 +230,16 @@ func (t *Table) include(sc *scope, p *part) {
 // finish sorts and drops duplicates. Where two claim one key, the first by
 // name wins, on every node alike.
 func (t *Table) finish() {
+	told := make(map[string]bool) // both versions would say the same
 	byKey := func(s []Service) []Service {
 		slices.SortStableFunc(s, func(a, b Service) int { return cmp.Or(compareService(a, b), strings.Compare(a.Name, b.Name)) })
 		out := s[:0]
 		for i := range s {
 			if n := len(out); n > 0 && compareService(out[n-1], s[i]) == 0 {
-				t.Warnings = append(t.Warnings, taken(&out[n-1], &s[i]))
+				if w := taken(&out[n-1], &s[i]); !told[w] {
+					told[w] = true
+					t.Warnings = append(t.Warnings, w)
+				}
 				continue
 			}
 			out = append(out, s[i])
@@ -231,17 +258,17 @@ func (t *Table) finish() {
 // taken says that a port is another service's.
 func taken(winner, loser *Service) string {
 	what := "port"
-	if !loser.VIP.IsValid() {
+	if loser.nodePort() {
 		what = "node port"
 	}
 	return fmt.Sprintf("%s %d/%s of service %s is taken by service %s", what, loser.Port, protoName(loser.Proto), loser.Name, winner.Name)
 }
 
-// maximal sorts IPv4 prefixes and drops those that another one covers.
+// maximal sorts prefixes, IPv4 first, and drops those that another one covers.
 func maximal(in []netip.Prefix) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, p := range in {
-		if p.IsValid() && p.Addr().Is4() {
+		if p.IsValid() {
 			ps = append(ps, p.Masked())
 		}
 	}

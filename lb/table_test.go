@@ -19,6 +19,13 @@ import (
 //	network lab 172.30.0.0/24, local to each node (nn-t1), masqueraded
 //	network vault 172.31.0.0/24, internal (nn-t2)
 //	LAN 192.0.2.0/24: this node .11, the other node .12, an outside host .1
+//
+// and the same in IPv6, with the offsets of IPv4:
+//
+//	services fd00:10:96::/108, resolver fd00:10:96::a
+//	network pods fd00:10:244::/112: fd00:10:244::/120 here, fd00:10:244::100/120 on the other node
+//	network vault fd00:172:31::/120
+//	LAN 2001:db8::/64: this node ::11, the other node ::12, an outside host ::1
 const (
 	selfID  state.NodeID = "aaaaaaaaaaaaaaaaaaaaaaaaaa"
 	otherID state.NodeID = "bbbbbbbbbbbbbbbbbbbbbbbbbb"
@@ -32,13 +39,19 @@ func mac(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, la
 func testLocal() Local {
 	return Local{
 		Self: selfID, Range: pfx("10.96.0.0/12"), Resolver: addr("10.96.0.10"),
-		NodeAddrs: []netip.Addr{addr("192.0.2.11"), addr("10.244.0.1"), addr("172.30.0.1"), addr("127.0.0.1")},
-		Bridges: []BridgeInfo{
-			{Network: "pods", Name: "nn-t0", MAC: mac(1), Prefix: pfx("10.244.0.0/16"), Own: []netip.Prefix{pfx("10.244.0.0/24")}, Masquerade: true},
-			{Network: "lab", Name: "nn-t1", MAC: mac(2), Prefix: pfx("172.30.0.0/24"), Own: []netip.Prefix{pfx("172.30.0.0/24")}, Masquerade: true},
-			{Network: "vault", Name: "nn-t2", MAC: mac(3), Prefix: pfx("172.31.0.0/24"), Own: []netip.Prefix{pfx("172.31.0.0/24")}, Internal: true},
+		Range6: pfx("fd00:10:96::/108"), Resolver6: addr("fd00:10:96::a"),
+		NodeAddrs: []netip.Addr{
+			addr("192.0.2.11"), addr("10.244.0.1"), addr("172.30.0.1"), addr("127.0.0.1"),
+			addr("2001:db8::11"), addr("fd00:10:244::1"), addr("fe80::11"), addr("::1"),
 		},
-		ClusterPrefixes: []netip.Prefix{pfx("10.244.0.0/16"), pfx("10.96.0.0/12")},
+		Bridges: []BridgeInfo{
+			{Network: "pods", Name: "nn-t0", MAC: mac(1), Prefix: pfx("10.244.0.0/16"), Prefix6: pfx("fd00:10:244::/112"),
+				Own: []netip.Prefix{pfx("10.244.0.0/24"), pfx("fd00:10:244::/120")}, Masquerade: true},
+			{Network: "lab", Name: "nn-t1", MAC: mac(2), Prefix: pfx("172.30.0.0/24"), Own: []netip.Prefix{pfx("172.30.0.0/24")}, Masquerade: true},
+			{Network: "vault", Name: "nn-t2", MAC: mac(3), Prefix: pfx("172.31.0.0/24"), Prefix6: pfx("fd00:172:31::/120"),
+				Own: []netip.Prefix{pfx("172.31.0.0/24"), pfx("fd00:172:31::/120")}, Internal: true},
+		},
+		ClusterPrefixes: []netip.Prefix{pfx("10.244.0.0/16"), pfx("10.96.0.0/12"), pfx("fd00:10:244::/112"), pfx("fd00:10:96::/108")},
 		Links:           []string{"nn-vx1"},
 		NodePortFirst:   30000, NodePortLast: 32767,
 	}
@@ -66,6 +79,32 @@ func svc(name, vip, proto string, port, nodePort uint16, backends ...string) *st
 	return s
 }
 
+// twin is the IPv6 address of the plan with the offset of an IPv4 one.
+func twin(a netip.Addr) netip.Addr {
+	for in, in6 := range map[string]string{"10.96.0.0/12": "fd00:10:96::", "10.244.0.0/16": "fd00:10:244::"} {
+		if p := pfx(in); p.Contains(a) {
+			b, base, out := a.As4(), p.Addr().As4(), addr(in6).As16()
+			for i := range b {
+				out[12+i] = b[i] - base[i]
+			}
+			return netip.AddrFrom16(out)
+		}
+	}
+	panic("no twin of " + a.String())
+}
+
+// dual gives services and their backends IPv6 addresses too.
+func dual(services ...*state.ServiceView) []*state.ServiceView {
+	for _, s := range services {
+		s.VIP6 = twin(s.VIP)
+		for _, b := range s.Backends {
+			b.Addr = twin(b.Addr)
+			s.Backends = append(s.Backends, b)
+		}
+	}
+	return services
+}
+
 func pub(host, proto string, port uint16, target string) state.Publish {
 	p := state.Publish{Protocol: proto, HostPort: port, Target: ap(target).Addr(), Port: ap(target).Port()}
 	if host != "" {
@@ -86,17 +125,21 @@ func testView() *state.View {
 			pub("", "udp", 5300, "10.244.0.2:5353"),
 			pub("192.0.2.11", "tcp", 8443, "10.244.0.3:8080"),
 			pub("127.0.0.1", "tcp", 9000, "10.244.0.3:8080"),
+			pub("::", "tcp", 8080, "[fd00:10:244::2]:8080"),
+			pub("::", "udp", 5300, "[fd00:10:244::2]:5353"),
+			pub("2001:db8::11", "tcp", 8443, "[fd00:10:244::3]:8080"),
+			pub("::1", "tcp", 9000, "[fd00:10:244::3]:8080"),
 		},
 	}, []*state.EndpointView{
 		{Endpoint: &state.Endpoint{ID: "far", Network: "lab"}, Owner: otherID},
-	}, []*state.ServiceView{
+	}, dual(
 		svc("both", "10.96.0.23", "tcp", 80, 30090, "10.244.0.2:8080", "10.244.1.2:8080@other"),
 		svc("empty", "10.96.0.22", "tcp", 80, 30081, "10.244.0.2:8080!"),
 		svc("far", "10.96.0.24", "tcp", 80, 0, "10.244.1.2:8080@other"),
 		svc("self", "10.96.0.21", "tcp", 80, 0, "10.244.0.2:8080"),
 		svc("udp", "10.96.0.25", "udp", 53, 0, "10.244.0.2:5353"),
 		svc("web", "10.96.0.20", "tcp", 80, 30080, "10.244.0.2:8080", "10.244.0.3:8080"),
-	})
+	))
 }
 
 func TestDerive(t *testing.T) {
@@ -114,7 +157,7 @@ func TestDerive(t *testing.T) {
 	for _, p := range tab.Loopback {
 		lo = append(lo, netip.AddrPortFrom(p.HostAddr, p.HostPort).String()+"/"+protoName(p.Proto))
 	}
-	if diff := cmp.Diff([]string{"127.0.0.1:8080/tcp", "127.0.0.1:9000/tcp", "127.0.0.1:5300/udp"}, lo); diff != "" {
+	if diff := cmp.Diff([]string{"127.0.0.1:8080/tcp", "127.0.0.1:9000/tcp", "127.0.0.1:5300/udp", "[::1]:8080/tcp", "[::1]:9000/tcp", "[::1]:5300/udp"}, lo); diff != "" {
 		t.Errorf("loopback (-want +got):\n%s", diff)
 	}
 }

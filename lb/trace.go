@@ -15,7 +15,7 @@ type Packet struct {
 	Src, Dst     netip.Addr
 	Proto        uint8
 	Sport, Dport uint16
-	Echo         bool   // with Proto ICMP: an echo request
+	Echo         bool   // with Proto ICMP or ICMPv6: an echo request
 	Rand         uint32 // what the random slot is taken from
 	Uplink       string // device towards anything that is on no bridge; empty: "eth0"
 }
@@ -183,7 +183,7 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 	for _, s := range r {
 		switch s := s.(type) {
 		case MatchAddr:
-			if s.Prefix.Contains(t.addr(s.F)) == s.Not {
+			if !t.is(s.F.V) || s.Prefix.Contains(t.addr(s.F)) == s.Not {
 				return "", ""
 			}
 		case MatchProto:
@@ -195,10 +195,14 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 				return "", ""
 			}
 		case MatchEcho:
-			if t.p.Proto != ICMP || !t.p.Echo {
+			if !t.is(s.V) || t.p.Proto != icmp(s.V) || !t.p.Echo {
 				return "", ""
 			}
-		case MatchIPv6, MatchState: // packets are IPv4 and the first of a flow
+		case MatchIPv6:
+			if !t.is(V6) {
+				return "", ""
+			}
+		case MatchState, MatchNeighbour: // packets are the first of a flow
 			return "", ""
 		case MatchUnicast: // so are all packets here
 		case MatchLocal:
@@ -210,10 +214,16 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 				return "", ""
 			}
 		case MatchSet:
+			if !t.has(s.Fields) {
+				return "", ""
+			}
 			if _, in := t.lookup(s.Set, s.Fields); in == s.Not {
 				return "", ""
 			}
 		case SetPriority:
+			if !t.has(s.Fields) {
+				return "", ""
+			}
 			e, ok := t.lookup(s.Map, s.Fields)
 			if !ok {
 				return "", ""
@@ -235,13 +245,15 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 			}
 			return "goto", e.Val
 		case DNATMap:
-			e, ok := t.lookup(s.Map, s.Fields)
-			if !ok || t.v.Notrack {
+			if !t.is(s.V) || t.v.Notrack {
 				return "", ""
 			}
-			t.p.Dst = netip.AddrFrom4([4]byte([]byte(e.Val[:4])))
-			t.p.Dport = uint16(e.Val[4])<<8 | uint16(e.Val[5])
-			t.v.DNAT = true
+			e, ok := t.lookup(s.Map, s.Fields)
+			if !ok {
+				return "", ""
+			}
+			to := readAddrPort(e.Val)
+			t.p.Dst, t.p.Dport, t.v.DNAT = to.Addr(), to.Port(), true
 			return "accept", ""
 		case DNATAddr:
 			t.p.Dst, t.v.DNAT = s.Addr, true
@@ -250,6 +262,9 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 			t.v.Masquerade = true
 			return "accept", ""
 		case Reject:
+			if !s.Reset && !t.is(s.V) {
+				return "", ""
+			}
 			t.v.Action = "unreachable"
 			if s.Reset {
 				t.v.Action = "reset"
@@ -258,6 +273,9 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 		case Notrack:
 			t.v.Notrack = true
 		case Lift:
+			if !t.has(s.Fields) {
+				return "", ""
+			}
 			e, ok := t.lookup(s.Map, s.Fields)
 			if !ok {
 				return "", ""
@@ -283,6 +301,15 @@ func (t *tracer) addr(f Field) netip.Addr {
 		return t.orig
 	}
 	return t.p.Dst
+}
+
+// is reports whether the packet is of a version.
+func (t *tracer) is(v Version) bool { return versionOf(t.p.Src) == v }
+
+// has reports whether the packet has the fields: those of the other version's
+// header do not match.
+func (t *tracer) has(fields []Field) bool {
+	return !slices.ContainsFunc(fields, func(f Field) bool { return f.isAddr() && !t.is(f.V) })
 }
 
 // lookup finds the packet's fields in a set.

@@ -63,8 +63,8 @@ func tracePacket(q url.Values) (p lb.Packet, slot uint32, err error) {
 	}
 	p.Dst, p.Dport = to.Addr(), to.Port()
 	switch {
-	case !p.Src.Is4() || !p.Dst.Is4():
-		return p, 0, fmt.Errorf("%s to %s: only IPv4 is balanced", p.Src, p.Dst)
+	case p.Src.Is4() != p.Dst.Is4():
+		return p, 0, fmt.Errorf("%s to %s: not the same version of IP", p.Src, p.Dst)
 	case q.Get("protocol") == "tcp":
 		p.Proto = lb.TCP
 	case q.Get("protocol") == "udp":

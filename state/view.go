@@ -190,6 +190,7 @@ type EndpointView struct {
 type ServiceView struct {
 	Service              // Ports carry their allocated node ports
 	VIP      netip.Addr  // given or allocated; invalid: headless, external or not yet allocated
+	VIP6     netip.Addr  // the same in the services' IPv6 range; invalid: there is none
 	Backends []BackendOf // sorted by address, port
 
 	claim netip.Addr // what it would have as VIP if nobody came before
