@@ -169,14 +169,14 @@ func policyPeer(args []string) (peer PolicyPeer, err error) {
 	case len(rest) == 0 && slices.Contains([]string{"namespace", "labels", "prefix"}, word):
 		return peer, fmt.Errorf("%s: nothing after it, write `namespace NAME`, `labels KEY=VALUE` or `prefix PREFIX`", word)
 	case word == "prefix":
-		if peer.Prefix, err = prefix(rest[0]); err != nil || len(rest) == 1 {
+		if peer.Prefix, err = eitherPrefix(rest[0]); err != nil || len(rest) == 1 {
 			return peer, err
 		}
 		if rest[1] != "except" || len(rest) == 2 {
 			return peer, fmt.Errorf("%s: unknown words after the prefix, write `except PREFIX...` or nothing", strings.Join(rest[1:], " "))
 		}
 		for _, a := range rest[2:] {
-			x, err := prefix(a)
+			x, err := eitherPrefix(a)
 			if err != nil {
 				return peer, err
 			}
@@ -203,6 +203,18 @@ func policyPeer(args []string) (peer PolicyPeer, err error) {
 		return peer, addLabels(&peer.Labels, rest)
 	}
 	return peer, fmt.Errorf("%s: unknown word%s", word, meant(word, []string{"namespace", "labels", "prefix", "node"}))
+}
+
+// eitherPrefix parses an IPv4 or IPv6 prefix with no host bits set.
+func eitherPrefix(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil || p.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%s: not a prefix, write address/length, e.g. 192.0.2.0/24 or 2001:db8::/64", s)
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("%s: host bits are set, write %s", s, p.Masked())
+	}
+	return p, nil
 }
 
 // policyPort parses PORT[-LAST][/PROTO].

@@ -102,6 +102,9 @@ func (w *policyWorld) mutate(t *rapid.T) {
 		}
 		e := &state.EndpointView{Owner: owner, Endpoint: &state.Endpoint{ID: id, Namespace: ns("a", "b"), Network: network,
 			Labels: labels("label"), Addrs: []netip.Addr{a}, Mode: rapid.SampledFrom([]string{"", "", "", "host"}).Draw(t, "mode")}}
+		if network == "pods" && rapid.Bool().Draw(t, "v6") {
+			e.Addrs = append(e.Addrs, netip.MustParseAddr(fmt.Sprintf("fd00:10:244::%x", i%2<<8|i)))
+		}
 		w.endpoints[id] = e
 	case what < 9: // a policy
 		p := &state.Policy{Namespace: ns("a", "b"), Name: rapid.SampledFrom([]string{"p", "q"}).Draw(t, "policy"),
@@ -122,9 +125,11 @@ func (w *policyWorld) mutate(t *rapid.T) {
 					case 0:
 						peer.Node = true
 					case 1:
-						peer.Prefix = rapid.SampledFrom([]netip.Prefix{pfx("0.0.0.0/0"), pfx("10.244.0.0/16"), pfx("192.0.2.0/24"), pfx("10.244.1.0/29")}).Draw(t, "prefix")
-						if peer.Prefix.Bits() < 24 && rapid.Bool().Draw(t, "excepts") {
+						peer.Prefix = rapid.SampledFrom([]netip.Prefix{pfx("0.0.0.0/0"), pfx("10.244.0.0/16"), pfx("192.0.2.0/24"), pfx("10.244.1.0/29"), pfx("::/0"), pfx("fd00:10:244::100/120")}).Draw(t, "prefix")
+						if peer.Prefix.Addr().Is4() && peer.Prefix.Bits() < 24 && rapid.Bool().Draw(t, "excepts") {
 							peer.Except = []netip.Prefix{rapid.SampledFrom([]netip.Prefix{pfx("10.244.0.2/32"), pfx("10.244.1.0/24")}).Draw(t, "except")}
+						} else if peer.Prefix.Bits() == 0 && peer.Prefix.Addr().Is6() {
+							peer.Except = []netip.Prefix{pfx("fd00:10:244::3/128"), pfx("fd00:10:244::100/126")}
 						}
 					default:
 						peer.Namespace, peer.Labels = ns("", "*", "a", "b"), labels("peer label")
@@ -194,7 +199,8 @@ func TestPolicyModel(t *testing.T) {
 }
 
 func compareWithJudge(t *rapid.T, v *state.View, rs Ruleset) {
-	addrs := []netip.Addr{addr("192.0.2.1"), addr("192.0.2.12"), addr("10.244.1.1"), addr("10.244.2.1"), addr("10.244.0.200"), addr("10.244.1.200"), addr("172.30.0.200")}
+	addrs := []netip.Addr{addr("192.0.2.1"), addr("192.0.2.12"), addr("10.244.1.1"), addr("10.244.2.1"), addr("10.244.0.200"), addr("10.244.1.200"), addr("172.30.0.200"),
+		addr("2001:db8::1"), addr("fd00:10:244::200"), addr("fd00:10:244::102")}
 	for e := range v.Endpoints() {
 		addrs = append(addrs, e.Addrs...)
 	}
@@ -202,13 +208,13 @@ func compareWithJudge(t *rapid.T, v *state.View, rs Ruleset) {
 	addrs = slices.Compact(addrs)
 	for _, src := range addrs {
 		for _, dst := range addrs {
-			if src == dst {
+			if src == dst || src.Is4() != dst.Is4() {
 				continue // never forwarded, but to a service's only backend
 			}
 			for _, to := range []struct {
 				proto uint8
 				port  uint16
-			}{{TCP, 80}, {TCP, 81}, {TCP, 105}, {UDP, 90}, {ICMP, 0}} {
+			}{{TCP, 80}, {TCP, 81}, {TCP, 105}, {UDP, 90}, {icmp(versionOf(src)), 0}} {
 				got := Trace(rs, Packet{In: rs.Arrival(src), Src: src, Dst: dst, Proto: to.proto, Dport: to.port})
 				if want := wants(v, src, dst, to.proto, to.port); (got.Action == "accept") != want {
 					t.Fatalf("%s to %s:%d/%s: %s by %v, judged %+v", src, dst, to.port, protoName(to.proto), got.Action, got.Lookups, Judge(v, src, dst, to.proto, to.port))

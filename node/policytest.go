@@ -64,8 +64,13 @@ func (n *Node) policyTest(ctx context.Context, q url.Values) (api.PolicyTest, er
 	}
 	for _, a := range from {
 		for _, b := range to {
-			out.Results = append(out.Results, n.policyResult(ctx, v, a.Addr(), b, proto))
+			if a.Addr().Is4() == b.Addr().Is4() {
+				out.Results = append(out.Results, n.policyResult(ctx, v, a.Addr(), b, proto))
+			}
 		}
+	}
+	if len(out.Results) == 0 {
+		return out, invalid("%s and %s have no addresses of one IP version", out.From, out.To)
 	}
 	return out, nil
 }
@@ -134,8 +139,8 @@ func (n *Node) servePolicyTrace(_ context.Context, _ state.NodeID, req []byte) (
 	if err := state.Decode(req, &p); err != nil {
 		return nil, fmt.Errorf("connection to trace: %w", err)
 	}
-	if !p.Src.Is4() || !p.Dst.Addr().Is4() {
-		return nil, fmt.Errorf("%s to %s: only IPv4 is traced", p.Src, p.Dst)
+	if !p.Src.IsValid() || !p.Dst.IsValid() || p.Src.Is4() != p.Dst.Addr().Is4() {
+		return nil, fmt.Errorf("%s to %s: not two addresses of one IP version", p.Src, p.Dst)
 	}
 	t, err := n.tracePolicy(p)
 	if err != nil {
@@ -174,9 +179,6 @@ func policyEnd(v *state.View, word string, port uint16, protocol string) ([]neti
 				return backendsAt(s, port, protocol)
 			}
 		}
-		if !a.Is4() {
-			return nil, invalid("%s: only IPv4 is tested", word)
-		}
 		return []netip.AddrPort{netip.AddrPortFrom(a, port)}, nil
 	}
 	name, ns, ok := strings.Cut(word, ".")
@@ -189,9 +191,7 @@ func policyEnd(v *state.View, word string, port uint16, protocol string) ([]neti
 			continue
 		}
 		for _, a := range e.Addrs {
-			if a.Is4() {
-				out = append(out, netip.AddrPortFrom(a, port))
-			}
+			out = append(out, netip.AddrPortFrom(a, port))
 		}
 	}
 	if len(out) > 0 {
@@ -214,7 +214,6 @@ func backendsAt(s *state.ServiceView, port uint16, protocol string) ([]netip.Add
 	}
 	for _, b := range s.Backends {
 		switch {
-		case !b.Addr.Is4():
 		case port == 0:
 			out = append(out, netip.AddrPortFrom(b.Addr, 0))
 		case at < len(b.Targets) && b.Targets[at] != 0:
