@@ -14,6 +14,7 @@ type metrics struct {
 	operations, repairs prometheus.Counter
 	disagreements       prometheus.Counter
 	seconds             prometheus.Histogram
+	policy              *policyMetrics
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -33,11 +34,13 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "nodenet_lb_apply_seconds",
 			Help: "Time to compare and program one table.", Buckets: prometheus.ExponentialBuckets(10e-6, 4, 10)}),
 	}
+	m.policy = newPolicyMetrics()
 	m.applied = m.applies.WithLabelValues("ok")
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.disagreements, m.seconds} {
+	own := []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.disagreements, m.seconds}
+	for _, c := range append(own, m.policy.collectors()...) {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register lb metrics: %w", err)
 		}

@@ -184,7 +184,8 @@ func (b *policyBook) sets() policySets {
 	return out
 }
 
-// counts in the kernel: isolated endpoints of this node, and classes.
+// counts tells how many addresses of this node's endpoints are isolated, and
+// how many classes they have.
 func (b *policyBook) counts() (isolated, classes int) {
 	return len(b.live[setPoliced][V4].now) + len(b.live[setPoliced][V6].now), len(b.classes[ingress]) + len(b.classes[egress])
 }

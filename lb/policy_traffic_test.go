@@ -72,6 +72,7 @@ func policyTraffic(t *testing.T, tp *topology) {
 		}},
 		{"taken back", nil, []try{{tp.w2, "udp", directUDP, ok}, {tp.w2, "tcp", direct, ok}, {tp.outer, "tcp", vip, fromOutside}}},
 	}
+	k := tp.node.kernel()
 	base := testView()
 	w := newPolicyWorld()
 	w.rev = 100
@@ -97,6 +98,13 @@ func policyTraffic(t *testing.T, tp *topology) {
 			t.Run(step.name+" "+try.network+" to "+try.addr, func(t *testing.T) {
 				calls(t, try.from, try.network, try.addr, try.want...)
 			})
+		}
+		denied, err := k.Denied()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if step.name == "default deny" && denied["ingress"] == 0 || step.name == "egress" && denied["egress"] == 0 {
+			t.Errorf("%s: nothing was counted: %v", step.name, denied)
 		}
 	}
 }
