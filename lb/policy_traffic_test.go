@@ -1,6 +1,9 @@
 package lb
 
 import (
+	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"testing"
 
@@ -105,6 +108,81 @@ func policyTraffic(t *testing.T, tp *topology) {
 		}
 		if step.name == "default deny" && denied["ingress"] == 0 || step.name == "egress" && denied["egress"] == 0 {
 			t.Errorf("%s: nothing was counted: %v", step.name, denied)
+		}
+	}
+}
+
+// TestPolicyTraffic6 is the same in IPv6, for what differs there: neighbours
+// find one another by messages that must not leave the link, although all else
+// between them is sent to the bridge.
+func TestPolicyTraffic6(t *testing.T) {
+	tp := newTopology(t, testView())
+	for _, s := range []*space{tp.node, tp.w1, tp.w2} {
+		s.sysctl("net/ipv6/conf/all/accept_dad", "0")
+		s.sysctl("net/ipv6/conf/default/accept_dad", "0")
+	}
+	tp.node.sysctl("net/ipv6/conf/nn-t0/accept_dad", "0")
+	tp.node.sysctl("net/ipv6/conf/all/forwarding", "1")
+	tp.node.up("nn-t0", "fd00:10:244::1/120")
+	for i, w := range []*space{tp.w1, tp.w2} {
+		w.sysctl("net/ipv6/conf/eth0/accept_dad", "0")
+		w.up("eth0", fmt.Sprintf("fd00:10:244::%d/120", i+2))
+		var l net.Listener
+		eventually(t, "the address can be used", func() (ok bool) {
+			var err error
+			l, err = w.Listen("tcp6", fmt.Sprintf("[fd00:10:244::%d]:8080", i+2))
+			return err == nil
+		})
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprintf(c, "w%d %s\n", i+1, c.RemoteAddr().(*net.TCPAddr).IP)
+				c.Close()
+			}
+		}()
+	}
+	w := newPolicyWorld()
+	w.rev = 100
+	w.endpoint("w1.a", selfID, "fd00:10:244::2", "app=w1")
+	w.endpoint("w2.b", selfID, "fd00:10:244::3", "app=w2")
+	for _, step := range []struct {
+		name   string
+		policy *state.Policy
+		to     map[string]string // from w2, and from w1 to w2
+	}{
+		// The first step is the one in which neighbours are unknown yet.
+		{"allowed by label", &state.Policy{Namespace: "a", Name: "p", Ingress: []state.PolicyRule{{Peers: []state.PolicyPeer{{Namespace: "b"}}}}},
+			map[string]string{"w2": "w1 fd00:10:244::3", "w1": "w2 fd00:10:244::2"}},
+		{"default deny", &state.Policy{Namespace: "a", Name: "p", DenyIngress: true}, map[string]string{"w2": "timeout", "w1": "w2 fd00:10:244::2"}},
+		{"except", &state.Policy{Namespace: "a", Name: "p", Ingress: []state.PolicyRule{{Peers: []state.PolicyPeer{
+			{Prefix: pfx("fd00:10:244::/64"), Except: []netip.Prefix{pfx("fd00:10:244::3/128")}}}}}}, map[string]string{"w2": "timeout"}},
+		{"by prefix", &state.Policy{Namespace: "a", Name: "p", Ingress: []state.PolicyRule{{Peers: []state.PolicyPeer{{Prefix: pfx("fd00:10:244::/126")}}}}},
+			map[string]string{"w2": "w1 fd00:10:244::3"}},
+		{"no egress", &state.Policy{Namespace: "a", Name: "p", DenyEgress: true}, map[string]string{"w2": "w1 fd00:10:244::3", "w1": "timeout"}},
+	} {
+		w.policies["a/p"] = step.policy
+		tp.set(w.view())
+		for from, want := range step.to {
+			s, dst := tp.w2, "[fd00:10:244::2]:8080"
+			if from == "w1" {
+				s, dst = tp.w1, "[fd00:10:244::3]:8080"
+			}
+			if want == "timeout" {
+				if got := s.call("tcp6", dst); got != want {
+					t.Errorf("%s, from %s: %s, want %s", step.name, from, got, want)
+				}
+				continue
+			}
+			// The bridge asks for its neighbours once its own link-local address
+			// is no longer tentative (RFC 4862 §5.4).
+			eventually(t, step.name+", from "+from, func() bool { return s.call("tcp6", dst) == want })
+		}
+		if got := tp.node.call("tcp6", "[fd00:10:244::2]:8080"); got != "w1 fd00:10:244::1" {
+			t.Errorf("%s, from the node: %s", step.name, got)
 		}
 	}
 }
