@@ -14,6 +14,9 @@ const (
 	PathRoutes    = "/v1/routes"    // []Route
 	PathLeases    = "/v1/leases"    // []Lease
 	PathServices  = "/v1/services"  // []Service; POST ServiceSpec → Service; DELETE ?name=NAME.NS
+	PathService   = "/v1/service"   // ?name=NAME.NS: Service with Conns of its backends
+	PathBackends  = "/v1/backends"  // POST BackendChange → Service: add or remove an explicit backend
+	PathAdmin     = "/v1/admin"     // POST AdminRequest → Service: weight or drain a backend
 	PathPublishes = "/v1/publishes" // []Publish; POST Publish → Publish; DELETE ?key=KEY
 	PathNetworks  = "/v1/networks"  // []NetworkInfo
 	PathAttach    = "/v1/attach"    // POST AttachRequest → Attachment
@@ -70,7 +73,7 @@ type Status struct {
 	Peers      []Peer            `json:"peers"`
 	Networks   []NetworkStatus   `json:"networks"`
 	Services   []Service         `json:"services"`
-	Subsystems []SubsystemStatus `json:"subsystems"` // dns, lb, overlay, dhcp, gossip, in this order
+	Subsystems []SubsystemStatus `json:"subsystems"` // dns, lb, overlay, dhcp, gossip, in this order, then those in trouble or use
 	Conflicts  []string          `json:"conflicts,omitempty"`
 }
 
@@ -170,61 +173,13 @@ type Lease struct {
 	Expires  int64      `json:"expires"`
 }
 
-// ServiceSpec asks for a service; it replaces one of the same name.
-type ServiceSpec struct {
-	Name      string            `json:"name"`
-	Namespace string            `json:"namespace"`
-	VIP       netip.Addr        `json:"vip,omitzero"`
-	Headless  bool              `json:"headless,omitempty"`
-	External  string            `json:"external,omitempty"`
-	Ports     []ServicePort     `json:"ports"`
-	Select    map[string]string `json:"select,omitempty"`
-	Backends  []string          `json:"backends,omitempty"` // "addr" or "addr:port"
-	NodePorts bool              `json:"nodePorts,omitempty"`
-	Check     string            `json:"check,omitempty"`
-}
-
-// ServicePort is one port of a service.
-type ServicePort struct {
-	Name       string `json:"name,omitempty"`
-	Protocol   string `json:"protocol"` // tcp or udp
-	Port       uint16 `json:"port"`
-	Target     uint16 `json:"target,omitempty"`
-	TargetName string `json:"targetName,omitempty"`
-	NodePort   uint16 `json:"nodePort,omitempty"`
-}
-
-// Service is a service with its state.
-type Service struct {
-	Name      string            `json:"name"`
-	Namespace string            `json:"namespace"`
-	VIP       netip.Addr        `json:"vip,omitzero"` // zero: none
-	Headless  bool              `json:"headless,omitempty"`
-	External  string            `json:"external,omitempty"`
-	Ports     []ServicePort     `json:"ports"`
-	Select    map[string]string `json:"select,omitempty"`
-	Source    string            `json:"source"` // nodefile or command
-	Ready     int               `json:"ready"`
-	Total     int               `json:"total"`
-	Backends  []ServiceBackend  `json:"backends"`
-}
-
-// ServiceBackend is one backend of a service.
-type ServiceBackend struct {
-	Addr  netip.Addr `json:"addr"`
-	Ports []uint16   `json:"ports"` // parallel to the service's ports
-	Name  string     `json:"name,omitempty"`
-	Node  string     `json:"node,omitempty"`
-	Ready bool       `json:"ready"`
-	Why   string     `json:"why,omitempty"`
-}
-
 // Publish is a published port of this node.
 type Publish struct {
 	Key      string     `json:"key,omitempty"`
 	HostAddr netip.Addr `json:"hostAddr,omitzero"` // zero: every local address
 	Protocol string     `json:"protocol"`
 	HostPort uint16     `json:"hostPort"`
+	Last     uint16     `json:"last,omitempty"` // of a range of host ports that begins with HostPort
 	Target   netip.Addr `json:"target"`
 	Port     uint16     `json:"port"`
 	Endpoint string     `json:"endpoint,omitempty"`

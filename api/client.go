@@ -94,6 +94,22 @@ func (c *Client) AddService(ctx context.Context, spec ServiceSpec) (Service, err
 	return post[Service](ctx, c, PathServices, spec)
 }
 
+// Service returns one service, its connections counted. The name is
+// NAME.NAMESPACE.
+func (c *Client) Service(ctx context.Context, name string) (Service, error) {
+	return get[Service](ctx, c, PathService+"?name="+url.QueryEscape(name))
+}
+
+// ChangeBackend adds or removes an explicit backend and returns the service.
+func (c *Client) ChangeBackend(ctx context.Context, q BackendChange) (Service, error) {
+	return post[Service](ctx, c, PathBackends, q)
+}
+
+// Admin weights or drains a backend and returns the service.
+func (c *Client) Admin(ctx context.Context, q AdminRequest) (Service, error) {
+	return post[Service](ctx, c, PathAdmin, q)
+}
+
 // RemoveService removes a service made with a command. The name is
 // "NAME.NAMESPACE"; without a dot the namespace is "default".
 func (c *Client) RemoveService(ctx context.Context, name string) error {

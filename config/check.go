@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -15,6 +16,7 @@ func (p *parser) check() {
 	p.checkLinks()
 	p.checkPeers()
 	p.checkServices()
+	p.checkEntrances()
 	p.checkPublishes()
 }
 
@@ -210,6 +212,51 @@ func (p *parser) checkServices() {
 	}
 }
 
+// checkEntrances compares where services are reached from outside of the
+// cluster: external addresses with their ports, and health ports.
+func (p *parser) checkEntrances() {
+	type entrance struct {
+		addr  netip.Addr
+		proto string
+		port  uint16
+	}
+	taken := map[entrance]string{}
+	health := map[uint16]string{}
+	own := p.cfg.ownPorts()
+	for i := range p.cfg.Service {
+		s := &p.cfg.Service[i]
+		title := "service " + s.FullName()
+		for _, a := range s.Addresses {
+			at := p.where(title, "address", s.Pos)
+			for _, r := range p.ranges() {
+				if !r.local && r.prefix.Contains(a) {
+					p.faults.add(at, title, "address %s: lies in %s, which nodenet gives addresses from; choose one of the LAN", a, r)
+				}
+			}
+			for _, sp := range s.Ports {
+				for n := int(sp.Port); n <= int(max(sp.Port, sp.Last)); n++ {
+					e := entrance{a, sp.Protocol, uint16(n)}
+					if other, dup := taken[e]; dup && other != title {
+						p.faults.add(at, title, "address %s: its port %d/%s is that of %s, choose another", a, n, sp.Protocol, other)
+						break
+					}
+					taken[e] = title
+				}
+			}
+		}
+		if s.HealthPort == 0 {
+			continue
+		}
+		at := p.where(title, "health_port", s.Pos)
+		if other, dup := health[s.HealthPort]; dup {
+			p.faults.add(at, title, "health_port %d: is that of %s, choose another", s.HealthPort, other)
+		} else if user, used := own[fmt.Sprintf("%d/tcp", s.HealthPort)]; used {
+			p.faults.add(at, title, "health_port %d: is the port of %s, choose another", s.HealthPort, user)
+		}
+		health[s.HealthPort] = title
+	}
+}
+
 // ownPorts are the ports of the host that nodenet itself listens on.
 func (c *Config) ownPorts() map[string]string {
 	own := map[string]string{
@@ -234,35 +281,28 @@ func (c *Config) ownPorts() map[string]string {
 
 func (p *parser) checkPublishes() {
 	own := p.cfg.ownPorts()
-	type slot struct {
-		addr netip.Addr
-		key  string
-	}
-	taken := map[slot]Publish{}      // by the very address
-	anywhere := map[string]Publish{} // the first of a port, on whichever address
+	var good []Publish
 	for _, b := range p.cfg.Publishes {
 		if b.HostPort == 0 {
 			continue
 		}
 		title := "publish " + b.host()
-		key := fmt.Sprintf("%d/%s", b.HostPort, b.Protocol)
-		if user, used := own[key]; used {
-			p.faults.add(b.Pos, title, "%s is the port of %s, publish another", key, user)
+		for n := int(b.HostPort); n <= int(max(b.HostPort, b.Last)); n++ {
+			key := fmt.Sprintf("%d/%s", n, b.Protocol)
+			if user, used := own[key]; used {
+				p.faults.add(b.Pos, title, "%s is the port of %s, publish another", key, user)
+			}
 		}
-		a, dup := taken[slot{b.HostAddr, key}]
-		if !dup {
-			a, dup = taken[slot{netip.Addr{}, key}]
-		}
-		if !dup && !b.HostAddr.IsValid() {
-			a, dup = anywhere[key]
-		}
-		if dup {
-			p.faults.add(b.Pos, title, "already published as %s at %s, keep one", a.host(), a.Pos)
+		if i := slices.IndexFunc(good, b.overlaps); i >= 0 {
+			p.faults.add(b.Pos, title, "already published as %s at %s, keep one", good[i].host(), good[i].Pos)
 			continue
 		}
-		taken[slot{b.HostAddr, key}] = b
-		if _, ok := anywhere[key]; !ok {
-			anywhere[key] = b
-		}
+		good = append(good, b)
 	}
+}
+
+// overlaps reports whether two lines claim one port of one address.
+func (p *Publish) overlaps(o Publish) bool {
+	return p.Protocol == o.Protocol && p.HostPort <= max(o.HostPort, o.Last) && o.HostPort <= max(p.HostPort, p.Last) &&
+		(p.HostAddr == o.HostAddr || !p.HostAddr.IsValid() || !o.HostAddr.IsValid())
 }

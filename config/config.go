@@ -104,37 +104,75 @@ type PortRange struct{ First, Last uint16 }
 // Contains reports whether p lies in the range.
 func (r PortRange) Contains(p uint16) bool { return r.First <= p && p <= r.Last }
 
-// Service is a `service NAME[.NAMESPACE]` block.
+// Service is a `service NAME[.NAMESPACE]` block. Check says what is wrong with
+// one, however it was made.
 type Service struct {
 	Namespace string // default "default"
 	Name      string
 	VIP       netip.Addr
-	Ports     []ServicePort // `port [NAME] PORT[:TARGET][/PROTO] [nodeport PORT]`
+	Ports     []ServicePort // `port [NAME] PORT[-LAST][:TARGET][/PROTO] [nodeport PORT]`
 	Select    map[string]string
-	Backends  []netip.AddrPort // `backend ADDR[:PORT]...`; port 0: the target port
-	Headless  bool             // `vip none`
-	External  string           // `external NAME`
-	NodePorts bool             // `nodeport` without a number: allocate
-	Check     string           // "" or "tcp"
-	Pos       Pos
+	Backends  []Backend // `backend ADDR[:PORT]... [weight N]`
+	Headless  bool      // `vip none`
+	External  string    // `external NAME`
+	NodePorts bool      // `nodeport` without a number: allocate
+	Probe     *Probe    // `check`; nil: none
+	// SlowStart is how long a backend that became ready takes to get its whole
+	// share; 0: none. Whole milliseconds.
+	SlowStart time.Duration
+	Balance   string        // "": random; source, maglev
+	Affinity  time.Duration // whole seconds; 0: none
+	Inside    string        // "": all; local, prefer-node, prefer-zone
+	Outside   string        // the same, for what comes by node ports and Addresses
+	Addresses []netip.Addr  // `address ADDR...`: external addresses
+	Announce  bool          // on the LAN, for Addresses
+	Sources   []netip.Prefix
+	NodeAddrs []netip.Prefix // `nodeport_addresses PREFIX...`
+	// HealthPort is a TCP port of every node that tells whether the node has a
+	// ready backend of its own; 0: none.
+	HealthPort uint16
+	Pos        Pos
 }
 
-// ServicePort is one port of a service. Target is a number or the name of an
-// endpoint's port; both zero: the port named Name, else Port itself.
+// ServicePort is one port of a service, or a range of them. Target is a number
+// or the name of an endpoint's port; both zero: the port named Name, else Port
+// itself.
 type ServicePort struct {
 	Name       string
-	Protocol   string // tcp (default) or udp
+	Protocol   string // tcp (default), udp or sctp
 	Port       uint16
-	Target     uint16
+	Last       uint16 // of a range; 0: one port
+	Target     uint16 // of a range: of its first port
 	TargetName string
 	NodePort   uint16
 }
 
-// Publish is a `publish [HOSTADDR:]PORT[/PROTO] TARGET:PORT` line.
+// Backend is a backend that is no endpoint.
+type Backend struct {
+	Addr   netip.AddrPort // port 0: the target port
+	Weight int            // 0 stands for 1
+}
+
+// Probe is how the backends of a service are checked: `check TYPE …`. Zero
+// fields take the defaults that docs/nodefile.md names.
+type Probe struct {
+	Type     string   // tcp, http, https, exec, udp, dns
+	Port     uint16   // 0: the first port of the right protocol
+	Path     string   // http, https
+	Host     string   // http, https: host name to ask for; dns: name to look up
+	Command  []string // exec
+	Interval time.Duration
+	Timeout  time.Duration
+	Rise     int
+	Fall     int
+}
+
+// Publish is a `publish [HOSTADDR:]PORT[-LAST][/PROTO] TARGET:PORT` line.
 type Publish struct {
 	HostAddr netip.Addr
 	Protocol string
 	HostPort uint16
+	Last     uint16 // of a range that begins with HostPort; 0: one port
 	Target   netip.AddrPort
 	Pos      Pos
 }

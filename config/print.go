@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"time"
 )
@@ -73,6 +74,18 @@ func (w *printer) opt(name, value string) {
 	if value != "" {
 		w.line(name, value)
 	}
+}
+
+// list writes a directive with all values of a list, if there are any.
+func list[T fmt.Stringer](w *printer, name string, values []T) {
+	if len(values) == 0 {
+		return
+	}
+	words := []string{name}
+	for _, v := range values {
+		words = append(words, strings.TrimSuffix(v.String(), "/32"))
+	}
+	w.line(words...)
 }
 
 func (w *printer) num(name string, n int) {
@@ -201,32 +214,80 @@ func (w *printer) service(s *Service) {
 		w.line("select", k+"="+s.Select[k])
 	}
 	for _, b := range s.Backends {
-		if b.Port() == 0 {
-			w.line("backend", b.Addr().String())
+		if b.Weight == 0 {
+			w.line("backend", backendText(b.Addr))
 		} else {
-			w.line("backend", b.String())
+			w.line("backend", backendText(b.Addr), "weight", fmt.Sprint(b.Weight))
 		}
 	}
 	w.opt("external", s.External)
 	w.flag("nodeport", s.NodePorts)
-	w.opt("check", s.Check)
+	list(w, "nodeport_addresses", s.NodeAddrs)
+	list(w, "address", s.Addresses)
+	w.flag("announce", s.Announce)
+	list(w, "source", s.Sources)
+	w.num("health_port", int(s.HealthPort))
+	w.opt("balance", s.Balance)
+	w.opt("affinity", length(s.Affinity))
+	w.opt("inside", s.Inside)
+	w.opt("outside", s.Outside)
+	w.opt("slow_start", length(s.SlowStart))
+	w.probe(s.Probe)
 	w.shut()
 }
 
-// spec returns PORT[:TARGET]/PROTO.
-func (p *ServicePort) spec() string {
-	switch {
-	case p.TargetName != "":
-		return fmt.Sprintf("%d:%s/%s", p.Port, p.TargetName, p.Protocol)
-	case p.Target != 0:
-		return fmt.Sprintf("%d:%d/%s", p.Port, p.Target, p.Protocol)
+// probe writes a check; what is not the default goes into its block.
+func (w *printer) probe(pr *Probe) {
+	if pr == nil {
+		return
 	}
-	return fmt.Sprintf("%d/%s", p.Port, p.Protocol)
+	if reflect.DeepEqual(*pr, Probe{Type: pr.Type}) {
+		w.line("check", pr.Type)
+		return
+	}
+	w.open("check", pr.Type)
+	w.num("port", int(pr.Port))
+	w.opt("path", pr.Path)
+	w.opt("host", pr.Host)
+	if len(pr.Command) > 0 {
+		w.line(append([]string{"command"}, pr.Command...)...)
+	}
+	w.opt("interval", length(pr.Interval))
+	w.opt("timeout", length(pr.Timeout))
+	w.num("rise", pr.Rise)
+	w.num("fall", pr.Fall)
+	w.shut()
 }
 
-// host returns [HOST:]PORT/PROTO.
+// length is a duration's text, "" for none.
+func length(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return shortest(d)
+}
+
+// spec returns PORT[-LAST][:TARGET]/PROTO.
+func (p *ServicePort) spec() string {
+	number := fmt.Sprint(p.Port)
+	if p.Last != 0 {
+		number = fmt.Sprintf("%d-%d", p.Port, p.Last)
+	}
+	switch {
+	case p.TargetName != "":
+		return number + ":" + p.TargetName + "/" + p.Protocol
+	case p.Target != 0:
+		return fmt.Sprintf("%s:%d/%s", number, p.Target, p.Protocol)
+	}
+	return number + "/" + p.Protocol
+}
+
+// host returns [HOST:]PORT[-LAST]/PROTO.
 func (p *Publish) host() string {
 	s := fmt.Sprintf("%d/%s", p.HostPort, p.Protocol)
+	if p.Last > p.HostPort {
+		s = fmt.Sprintf("%d-%d/%s", p.HostPort, p.Last, p.Protocol)
+	}
 	if p.HostAddr.IsValid() {
 		s = p.HostAddr.String() + ":" + s
 	}

@@ -89,7 +89,8 @@ func anyConfig(t *rapid.T) *Config {
 		c.Publishes = append(c.Publishes, Publish{
 			HostAddr: rapid.SampledFrom([]netip.Addr{{}, netip.MustParseAddr("192.0.2.1")}).Draw(t, "host"),
 			Protocol: rapid.SampledFrom([]string{"tcp", "udp"}).Draw(t, "proto"),
-			HostPort: uint16(8000 + i), Target: netip.MustParseAddrPort("10.0.0.9:80"),
+			HostPort: uint16(8000 + 10*i), Last: rapid.SampledFrom([]uint16{0, uint16(8001 + 10*i), uint16(8009 + 10*i)}).Draw(t, "last"),
+			Target: netip.MustParseAddrPort("10.0.0.9:80"),
 		})
 	}
 	for i := range rapid.IntRange(0, 3).Draw(t, "policies") {
@@ -147,25 +148,19 @@ func anyService(t *rapid.T, i int) Service {
 		s.VIP = netip.AddrFrom4([4]byte{172, 20, 1, byte(i)})
 	}
 	for j := range rapid.IntRange(1, 3).Draw(t, "ports") {
-		p := ServicePort{Port: uint16(80 + j), Protocol: rapid.SampledFrom([]string{"tcp", "udp"}).Draw(t, "proto")}
-		p.Name = []string{"", fmt.Sprintf("port-%d", j)}[rapid.IntRange(0, 1).Draw(t, "named")]
-		switch rapid.IntRange(0, 2).Draw(t, "target") {
-		case 0:
-			p.Target = 8080
-		case 1:
-			p.TargetName = "http"
-		}
-		if !s.Headless && rapid.Bool().Draw(t, "nodeport") {
-			p.NodePort = uint16(30000 + 10*i + j)
-		}
-		s.Ports = append(s.Ports, p)
+		s.Ports = append(s.Ports, anyPort(t, s, i, j))
 	}
 	s.NodePorts = !s.Headless && rapid.Bool().Draw(t, "allocate")
 	s.Select = rapid.MapOf(rapid.SampledFrom([]string{"app", "tier", "x\"y"}), word().Filter(func(s string) bool { return s != "" })).Draw(t, "select")
 	for j := range rapid.IntRange(0, 2).Draw(t, "backends") {
-		s.Backends = append(s.Backends, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(j + 1)}), uint16(rapid.IntRange(0, 65535).Draw(t, "port"))))
+		a := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(j + 1)}), uint16(rapid.IntRange(0, 65535).Draw(t, "port")))
+		s.Backends = append(s.Backends, Backend{a, rapid.SampledFrom([]int{0, 1, 7, 256}).Draw(t, "weight")})
 	}
-	s.Check = rapid.SampledFrom([]string{"", "tcp"}).Draw(t, "check")
+	s.SlowStart = rapid.SampledFrom([]time.Duration{0, time.Second, 90 * time.Second, 1500 * time.Millisecond}).Draw(t, "slow_start")
+	s.Probe = anyProbe(t)
+	if !s.Headless {
+		anyEntrance(t, &s, i)
+	}
 	return s
 }
 
@@ -217,6 +212,73 @@ func anyPolicy(t *rapid.T, i int) Policy {
 	p.DenyEgress = rapid.Bool().Draw(t, "deny egress")
 	p.DenyIngress = len(p.Ingress)+len(p.Egress) == 0 && !p.DenyEgress
 	return p
+}
+
+func anyPort(t *rapid.T, s Service, i, j int) ServicePort {
+	p := ServicePort{Port: uint16(80 + 20*j), Protocol: rapid.SampledFrom([]string{"tcp", "udp", "sctp"}).Draw(t, "proto")}
+	p.Name = []string{"", fmt.Sprintf("port-%d", j)}[rapid.IntRange(0, 1).Draw(t, "named")]
+	if rapid.Bool().Draw(t, "range") {
+		p.Last = p.Port + uint16(rapid.IntRange(1, 19).Draw(t, "ports more"))
+	}
+	switch rapid.IntRange(0, 2).Draw(t, "target") {
+	case 0:
+		p.Target = 8080
+	case 1:
+		if p.Last == 0 {
+			p.TargetName = "http"
+		}
+	}
+	if p.Last == 0 && !s.Headless && rapid.Bool().Draw(t, "nodeport") {
+		p.NodePort = uint16(30000 + 10*i + j)
+	}
+	return p
+}
+
+// anyEntrance fills what says who gets to a service and to which backend.
+func anyEntrance(t *rapid.T, s *Service, i int) {
+	policies := []string{"", "local", "prefer-node", "prefer-zone"}
+	s.Balance = rapid.SampledFrom([]string{"", "source", "maglev"}).Draw(t, "balance")
+	s.Affinity = rapid.SampledFrom([]time.Duration{0, time.Second, 3 * time.Hour, 86399 * time.Second}).Draw(t, "affinity")
+	s.Inside = rapid.SampledFrom(policies).Draw(t, "inside")
+	s.HealthPort = rapid.SampledFrom([]uint16{0, uint16(20000 + i)}).Draw(t, "health port")
+	for j := range rapid.IntRange(0, 2).Draw(t, "addresses") {
+		s.Addresses = append(s.Addresses, netip.AddrFrom4([4]byte{198, 51, 100, byte(10*i + j)}))
+	}
+	s.Announce = len(s.Addresses) > 0 && rapid.Bool().Draw(t, "announce")
+	prefixes := []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("0.0.0.0/0")}
+	ported := s.NodePorts
+	for _, p := range s.Ports {
+		ported = ported || p.NodePort != 0
+	}
+	if ported {
+		s.NodeAddrs = rapid.SliceOfN(rapid.SampledFrom(prefixes), 0, 2).Draw(t, "node addresses")
+	}
+	if ported || len(s.Addresses) > 0 {
+		s.Outside = rapid.SampledFrom(policies).Draw(t, "outside")
+		s.Sources = rapid.SliceOfN(rapid.SampledFrom(prefixes), 0, 2).Draw(t, "sources")
+	}
+}
+
+func anyProbe(t *rapid.T) *Probe {
+	if rapid.Bool().Draw(t, "unchecked") {
+		return nil
+	}
+	pr := &Probe{Type: rapid.SampledFrom(probeTypes).Draw(t, "check"), Port: 8080}
+	switch pr.Type {
+	case "http", "https":
+		pr.Path = rapid.SampledFrom([]string{"", "/", "/healthz?deep=1"}).Draw(t, "path")
+		pr.Host = rapid.SampledFrom([]string{"", "www.example.org", "192.0.2.1"}).Draw(t, "host")
+	case "dns":
+		pr.Host = rapid.SampledFrom([]string{"", "www.example.org"}).Draw(t, "host")
+	case "exec":
+		pr.Port = 0
+		pr.Command = append([]string{"/usr/bin/check"}, rapid.SliceOfN(word(), 0, 2).Draw(t, "args")...)
+	}
+	pr.Interval = rapid.SampledFrom([]time.Duration{0, 1500 * time.Millisecond, time.Minute}).Draw(t, "interval")
+	pr.Timeout = rapid.SampledFrom([]time.Duration{0, 100 * time.Millisecond, time.Second}).Draw(t, "timeout")
+	pr.Rise = rapid.SampledFrom([]int{0, 1, 100}).Draw(t, "rise")
+	pr.Fall = rapid.SampledFrom([]int{0, 1, 100}).Draw(t, "fall")
+	return pr
 }
 
 // word is any string that a Nodefile can hold in the middle of a line.

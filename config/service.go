@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 )
 
@@ -35,110 +34,66 @@ func (p *parser) service(b block) {
 	}
 	p.fields(title, b.body, p.serviceFields(title, &s))
 	if s.Name != "" && s.Namespace != "" {
-		p.checkService(&s, title, slices.ContainsFunc(b.body, func(d Directive) bool { return d.Name == "port" }))
+		p.checkService(&s, title, b.body)
 		p.cfg.Service = append(p.cfg.Service, s)
 	}
 }
 
-func (p *parser) serviceFields(title string, s *Service) []field {
-	ports, backends := map[string]bool{}, map[netip.AddrPort]bool{}
-	return []field{
-		{name: "vip", usage: "ADDR|none", min: 1, max: 1, set: func(d Directive) (err error) {
-			if s.Headless = d.Args[0] == "none"; !s.Headless {
-				s.VIP, err = addr4(d.Args[0])
-			}
-			return err
-		}},
-		{name: "port", usage: "[NAME] PORT[:TARGET][/PROTO] [nodeport PORT]", min: 1, max: 4, repeat: true, set: func(d Directive) error {
-			sp, err := servicePort(d.Args)
-			if err != nil {
-				return err
-			}
-			number := fmt.Sprintf("%d/%s", sp.Port, sp.Protocol)
-			switch {
-			case ports[number]:
-				return fmt.Errorf("%s: given twice, keep one", number)
-			case ports[sp.Name] && sp.Name != "":
-				return fmt.Errorf("%s: a port of that name is above, rename one", sp.Name)
-			}
-			ports[number], ports[sp.Name] = true, true
-			s.Ports = append(s.Ports, sp)
-			p.seen[portTitle(title, sp)] = d.Pos
-			return nil
-		}},
-		{name: "select", usage: "KEY=VALUE...", min: 1, max: -1, repeat: true, set: func(d Directive) error {
-			for _, a := range d.Args {
-				k, v, err := keyValue(a)
-				if err != nil {
-					return err
-				}
-				if old, dup := s.Select[k]; dup {
-					return fmt.Errorf("%s: %s=%s is already asked for, keep one", a, k, old)
-				}
-				if s.Select == nil {
-					s.Select = map[string]string{}
-				}
-				s.Select[k] = v
-			}
-			return nil
-		}},
-		{name: "backend", usage: "ADDR[:PORT]...", min: 1, max: -1, repeat: true, set: func(d Directive) error {
-			for _, a := range d.Args {
-				b, err := backend(a)
-				if err != nil {
-					return err
-				}
-				if backends[b] {
-					return fmt.Errorf("%s: given twice, keep one", a)
-				}
-				backends[b] = true
-				s.Backends = append(s.Backends, b)
-			}
-			return nil
-		}},
-		{name: "external", usage: "NAME", min: 1, max: 1, set: one(&s.External, domain)},
-		{name: "nodeport", usage: "", set: on(&s.NodePorts)},
-		{name: "check", usage: "tcp", min: 1, max: 1, set: one(&s.Check, oneOf("tcp"))},
-	}
-}
+func portTitle(title string, sp ServicePort) string { return title + " port " + sp.key() }
 
-func portTitle(title string, sp ServicePort) string {
-	return fmt.Sprintf("%s port %d/%s", title, sp.Port, sp.Protocol)
-}
-
-// servicePort parses `[NAME] PORT[:TARGET][/PROTO] [nodeport PORT]`.
+// servicePort parses `[NAME] PORT[-LAST][:TARGET][/PROTO] [nodeport PORT]`.
 func servicePort(args []string) (sp ServicePort, err error) {
+	name := ""
 	if len(args) > 1 && args[1] != "nodeport" {
-		if sp.Name, err = portName(args[0]); err != nil {
+		if name, err = portName(args[0]); err != nil {
 			return sp, err
 		}
 		args = args[1:]
 	}
-	spec, proto, err := protocol(args[0])
-	if err != nil {
+	if sp, err = ParsePort(args[0]); err != nil {
 		return sp, err
 	}
-	sp.Protocol = proto
-	number, to, mapped := strings.Cut(spec, ":")
-	if sp.Port, err = port(number); err != nil {
-		return sp, fmt.Errorf("%w; a port is [NAME] PORT[:TARGET][/PROTO]", err)
-	}
-	if mapped {
-		if strings.Trim(to, "0123456789") == "" {
-			sp.Target, err = port(to)
-		} else {
-			sp.TargetName, err = portName(to)
-		}
-		if err != nil {
-			return sp, err
-		}
-	}
+	sp.Name = name
 	switch {
 	case len(args) == 1:
 	case len(args) != 3 || args[1] != "nodeport":
 		return sp, fmt.Errorf("%s: unknown words after the port, write `nodeport PORT` or nothing", strings.Join(args[1:], " "))
 	default:
 		sp.NodePort, err = port(args[2])
+	}
+	return sp, err
+}
+
+// ParsePort parses PORT[-LAST][:TARGET][/PROTO], as `port` has it after the
+// name. Errors begin with the word that is wrong.
+func ParsePort(s string) (sp ServicePort, err error) {
+	spec, proto, err := protocol(s, "tcp", "udp", "sctp")
+	if err != nil {
+		return sp, err
+	}
+	sp.Protocol = proto
+	number, to, mapped := strings.Cut(spec, ":")
+	if strings.Contains(number, "-") {
+		r, err := portRange(number)
+		if err != nil {
+			return sp, err
+		}
+		if sp.Port = r.First; r.Last > r.First {
+			sp.Last = r.Last
+		}
+	} else if sp.Port, err = port(number); err != nil {
+		return sp, fmt.Errorf("%w; a port is [NAME] PORT[-LAST][:TARGET][/PROTO]", err)
+	}
+	if !mapped {
+		return sp, nil
+	}
+	switch {
+	case strings.Trim(to, "0123456789") == "":
+		sp.Target, err = port(to)
+	case sp.Last != 0 && strings.Trim(to, "0123456789-") == "":
+		err = fmt.Errorf("%s: the target of a range is its first port, write %s:%s", s, number, to[:strings.IndexByte(to, '-')])
+	default:
+		sp.TargetName, err = portName(to)
 	}
 	return sp, err
 }
@@ -166,31 +121,31 @@ func backend(s string) (netip.AddrPort, error) {
 	return target(s)
 }
 
-// checkService checks a service by itself. ported: it has a port line, though
-// maybe a faulty one.
-func (p *parser) checkService(s *Service, title string, ported bool) {
-	wrong := func(directive, format string, args ...any) {
-		p.faults.add(p.where(title, directive, s.Pos), title, format, args...)
-	}
-	if s.External != "" {
-		if s.VIP.IsValid() || s.Headless || len(s.Ports)+len(s.Select)+len(s.Backends) > 0 || s.NodePorts || s.Check != "" {
-			wrong("external", "external is a name in DNS only, remove the other directives")
+// MaxWeight bounds a backend's weight.
+const MaxWeight = 256
+
+// ParseBackend parses ADDR[:PORT]. Its port is 0 when none is given.
+func ParseBackend(s string) (netip.AddrPort, error) { return backend(s) }
+
+// backends parses `ADDR[:PORT]... [weight N]`.
+func backends(args []string) ([]Backend, error) {
+	weight := 0
+	if n := len(args) - 2; n >= 0 && args[n] == "weight" {
+		var err error
+		if weight, err = number(args[n+1], 1, MaxWeight); err != nil {
+			return nil, fmt.Errorf("weight %w", err)
 		}
-		return
-	}
-	_, written := p.seen[title+" external"]
-	switch {
-	case written: // wrong, and reported
-	case s.Headless:
-		if s.NodePorts {
-			wrong("nodeport", "nodeport needs a VIP, remove `vip none` or nodeport")
+		if args = args[:n]; n == 0 {
+			return nil, fmt.Errorf("weight: no address before it, write `backend ADDR[:PORT]... weight %d`", weight)
 		}
-		for _, sp := range s.Ports {
-			if sp.NodePort != 0 {
-				p.faults.add(p.seen[portTitle(title, sp)], title, "nodeport needs a VIP, remove `vip none` or the node port")
-			}
-		}
-	case !ported:
-		p.faults.add(s.Pos, title, "no port, add `port NUMBER`, or `vip none` for addresses in DNS alone")
 	}
+	var all []Backend
+	for _, a := range args {
+		addr, err := backend(a)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Backend{addr, weight})
+	}
+	return all, nil
 }

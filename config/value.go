@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -124,14 +125,15 @@ func portRange(s string) (PortRange, error) {
 	return PortRange{first, last}, nil
 }
 
-// protocol cuts /tcp or /udp off s; tcp without it.
-func protocol(s string) (rest, proto string, err error) {
+// protocol cuts one of the known protocols off s; the first without it.
+func protocol(s string, known ...string) (rest, proto string, err error) {
 	rest, proto, ok := strings.Cut(s, "/")
 	if !ok {
-		return s, "tcp", nil
+		return s, known[0], nil
 	}
-	if proto != "tcp" && proto != "udp" {
-		return rest, "", fmt.Errorf("%s: unknown protocol %q, write /tcp or /udp", s, proto)
+	if !slices.Contains(known, proto) {
+		words := "/" + strings.Join(known[:len(known)-1], ", /") + " or /" + known[len(known)-1]
+		return rest, "", fmt.Errorf("%s: unknown protocol %q, write %s", s, proto, words)
 	}
 	return rest, proto, nil
 }
@@ -250,6 +252,42 @@ func keyValue(s string) (k, v string, err error) {
 		return "", "", fmt.Errorf("%s: not a label, write key=value", s)
 	}
 	return k, v, nil
+}
+
+// ports parses PORT or FIRST-LAST; last is 0 for one port.
+func ports(s string) (first, last uint16, err error) {
+	if !strings.Contains(s, "-") {
+		first, err = port(s)
+		return first, 0, err
+	}
+	r, err := portRange(s)
+	if err != nil || r.First == r.Last {
+		return r.First, 0, err
+	}
+	return r.First, r.Last, nil
+}
+
+// targets parses the ADDR:PORT that the ports from first to last go to, one
+// each. The range may be written out: ADDR:PORT-LAST.
+func targets(s string, first, last uint16) (netip.AddrPort, error) {
+	span := max(first, last) - first
+	addr, end, ranged := strings.Cut(s, "-")
+	ap, err := target(addr)
+	if err != nil {
+		return ap, err
+	}
+	if ranged {
+		switch n, err := port(end); {
+		case err != nil || n < ap.Port():
+			return ap, fmt.Errorf("%s: not an address with a range of ports, write e.g. 10.244.0.2:8000-8010", s)
+		case n-ap.Port() != span:
+			return ap, fmt.Errorf("%s: %d ports for %d, write as many as are published, or the first alone", s, int(n-ap.Port())+1, int(span)+1)
+		}
+	}
+	if int(ap.Port())+int(span) > 65535 {
+		return ap, fmt.Errorf("%s: there are no %d ports from there on, begin lower", s, int(span)+1)
+	}
+	return ap, nil
 }
 
 // target parses ADDR:PORT, IPv4.

@@ -27,14 +27,18 @@ type book struct {
 
 	// claims are the services that ask for a port, sorted by name; the first
 	// has it. Of node ports the address is anyOf their version.
-	claims  map[Target][]*Service
-	rivals  map[Target]bool // ports that several ask for
-	slots   map[Target][]netip.AddrPort
-	lb, np  classes
-	vips    refs[netip.Addr]
-	local   refs[Target]     // targets on this node
-	hairpin refs[netip.Addr] // their addresses
-	remote  refs[Target]     // elsewhere, and reached by addresses of the node
+	claims map[Target][]*Service
+	rivals map[Target]bool     // ports that several ask for
+	ports  map[Target]*Service // as the kernel has them: those of the first claims, with slots in its order
+	made   chainset
+	vips   refs[netip.Addr]
+	// external are the addresses outside of the service ranges, sticky the
+	// backends that clients keep.
+	external refs[netip.Addr]
+	sticky   refs[Target]
+	local    refs[Target]     // targets on this node
+	hairpin  refs[netip.Addr] // their addresses
+	remote   refs[Target]     // elsewhere, and reached by addresses of the node
 
 	services, backends int
 	warned             map[string]bool // services with warnings
@@ -43,7 +47,10 @@ type book struct {
 }
 
 // declarations are the sets of one version whose elements a service can change.
-type declarations struct{ svc, eps, npsvc, npeps, vips, hairpin, remote, lift Set }
+type declarations struct {
+	ports                                      [2][numPortSets]Set // node ports are the second
+	vips, external, hairpin, remote, ids, lift Set
+}
 
 func newDeclarations() (out [len(versions)]declarations) {
 	var t Table
@@ -53,10 +60,11 @@ func newDeclarations() (out [len(versions)]declarations) {
 			i := slices.IndexFunc(sets, func(s Set) bool { return s.Name == v.name(name) })
 			return sets[i]
 		}
-		d := declarations{vips: named("vips"), hairpin: named("hairpin"), remote: named("remote"), lift: named("backends")}
-		d.svc, d.eps = slotSets(v, false)
-		d.npsvc, d.npeps = slotSets(v, true)
-		out[v] = d
+		out[v] = declarations{
+			ports: [2][numPortSets]Set{portSets(v, false), portSets(v, true)},
+			vips:  named("vips"), external: named("external"), hairpin: named("hairpin"), remote: named("remote"),
+			ids: named("ids"), lift: named("backends"),
+		}
 	}
 	return out
 }
@@ -110,7 +118,8 @@ func newBook(v *state.View, l Local) *book {
 	n := v.NumServices()
 	b := &book{
 		sc: sc, view: v, frame: sc.frame(v.Rev), pub: new(part), parts: make(map[string]*part, n),
-		claims: make(map[Target][]*Service, n), rivals: make(map[Target]bool), slots: make(map[Target][]netip.AddrPort, n),
+		claims: make(map[Target][]*Service, n), rivals: make(map[Target]bool), ports: make(map[Target]*Service, n),
+		made: newChainset(), external: newRefs[netip.Addr](), sticky: newRefs[Target](),
 		vips: newRefs[netip.Addr](), local: newRefs[Target](), hairpin: newRefs[netip.Addr](), remote: newRefs[Target](),
 		warned: make(map[string]bool), decl: newDeclarations(),
 	}
@@ -120,9 +129,11 @@ func newBook(v *state.View, l Local) *book {
 	}
 	b.publish(sc.published(v), &e)
 	for k, c := range b.claims {
-		b.slots[k] = c[0].Backends
+		b.ports[k] = c[0]
 	}
 	b.vips.forget()
+	b.external.forget()
+	b.sticky.forget()
 	b.local.forget()
 	b.hairpin.forget()
 	b.remote.forget()
@@ -134,13 +145,11 @@ func newBook(v *state.View, l Local) *book {
 func (b *book) adopt(t *Table) {
 	for _, list := range [][]Service{t.Services, t.NodePorts} {
 		for i := range list {
-			b.slots[list[i].target()] = list[i].Backends
+			b.ports[list[i].target()] = &list[i]
 		}
 	}
-	b.lb, b.np = t.buckets()
+	b.made = t.chainset()
 }
-
-func (s *Service) target() Target { return Target{s.VIP, s.Proto, s.Port} }
 
 // put makes p what a service asks for; nil: nothing.
 func (b *book) put(name string, p *part, e *edit) {
@@ -196,6 +205,12 @@ func (b *book) count(p *part, d int) {
 	for _, a := range p.vips {
 		b.vips.add(a, d)
 	}
+	for _, a := range p.externals {
+		b.external.add(a, d)
+	}
+	for _, x := range p.sticky {
+		b.sticky.add(x, d)
+	}
 	if len(p.vips) > 0 {
 		b.services += d
 	}
@@ -248,10 +263,10 @@ func (b *book) contest(k Target) {
 }
 
 // follow reports whether the changes to a view can be made service by
-// service: the frame stays, and no endpoint moved between networks under a
-// service that does not show it.
-func (b *book) follow(c *state.Changes) bool {
-	if c.All || c.Networks {
+// service: the frame stays, no node went to another zone, and no endpoint moved
+// between networks under a service that does not show it.
+func (b *book) follow(v *state.View, c *state.Changes) bool {
+	if c.All || c.Networks || c.Nodes && !maps.Equal(b.sc.zones, zonesOf(v)) {
 		return false
 	}
 	for _, e := range c.Endpoints {
@@ -263,9 +278,9 @@ func (b *book) follow(c *state.Changes) bool {
 }
 
 // change turns the book to a view that differs by c, and returns the
-// transaction that turns the kernel, with the UDP destinations whose flows may
-// be stale. Its cost is that of the services in c.
-func (b *book) change(v *state.View, c *state.Changes) (Ops, []Target) {
+// transaction that turns the kernel, with what says which flows are stale. Its
+// cost is that of the services in c.
+func (b *book) change(v *state.View, c *state.Changes) (Ops, judge) {
 	var e edit
 	b.view, b.frame.Rev = v, v.Rev
 	for _, s := range c.Services {
@@ -319,19 +334,19 @@ func (b *book) warningsNow() []string {
 func (b *book) table() Table {
 	t := b.frame
 	t.services, t.backends = b.services, b.backends
-	t.lbClasses, t.npClasses = b.lb, b.np
-	for k, c := range b.claims {
-		s := *c[0]
-		s.Backends = b.slots[k]
+	t.made = newChainset().with(b.made)
+	for k, s := range b.ports {
 		if !anyAddr(k.Addr) {
-			t.Services = append(t.Services, s)
+			t.Services = append(t.Services, *s)
 		} else {
-			t.NodePorts = append(t.NodePorts, s)
+			t.NodePorts = append(t.NodePorts, *s)
 		}
 	}
 	slices.SortFunc(t.Services, compareService)
 	slices.SortFunc(t.NodePorts, compareService)
 	t.VIPs = slices.SortedFunc(maps.Keys(b.vips.n), netip.Addr.Compare)
+	t.External = slices.SortedFunc(maps.Keys(b.external.n), netip.Addr.Compare)
+	t.Sticky = slices.SortedFunc(maps.Keys(b.sticky.n), compareTarget)
 	for _, x := range slices.SortedFunc(maps.Keys(b.local.n), compareTarget) {
 		t.LocalBackends = append(t.LocalBackends, b.sc.localBackend(x))
 	}
@@ -345,7 +360,7 @@ func (b *book) table() Table {
 // outline is the table without what services change: enough to compare shapes.
 func (b *book) outline() Table {
 	t := b.frame
-	t.lbClasses, t.npClasses = b.lb, b.np
+	t.made = b.made
 	return t
 }
 
@@ -374,7 +389,9 @@ func (b *book) agrees() string {
 }
 
 func equalService(a, b Service) bool {
-	return a.Name == b.Name && compareService(a, b) == 0 && slices.Equal(a.Backends, b.Backends)
+	return a.Name == b.Name && compareService(a, b) == 0 && a.Last == b.Last && a.class() == b.class() && a.Affinity == b.Affinity &&
+		slices.Equal(a.Backends, b.Backends) && slices.Equal(a.Sources, b.Sources) && slices.Equal(a.HostAddrs, b.HostAddrs) &&
+		slices.Equal(a.Lasting, b.Lasting) && slices.Equal(a.Dead, b.Dead)
 }
 
 // equal reports whether two Locals mean the same.

@@ -1,81 +1,41 @@
 package lb
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // slots are services with their backends in the order of slots that the
 // kernel has, sorted by key.
 type slots struct {
 	services, nodePorts []Service
-	lb, np              classes
+	made                chainset
 }
 
 func slotsOf(t *Table) slots {
-	s := slots{services: t.Services, nodePorts: t.NodePorts}
-	s.lb, s.np = t.buckets()
-	return s
+	return slots{services: t.Services, nodePorts: t.NodePorts, made: t.chainset()}
 }
 
 // slotsObserved reads the slots back from the kernel's elements.
 func slotsObserved(have []Observed) slots {
-	var s slots
+	s := slots{made: newChainset()}
 	for _, o := range have {
 		if o.Family != "inet" {
 			continue
 		}
 		for _, v := range versions {
-			s.services = append(s.services, readSlots(o.Elems[v.name("eps")], v, false)...)
+			for _, name := range []string{"eps", "rangeeps"} {
+				s.services = append(s.services, readSlots(o.Elems[v.name(name)], v, false)...)
+			}
 			s.nodePorts = append(s.nodePorts, readSlots(o.Elems[v.name("npeps")], v, true)...)
 		}
-		for n := 1; n <= MaxSlots; n++ {
-			_, s.lb[n] = o.Shape.Chains[lbChain(n).Name]
-			_, s.np[n] = o.Shape.Chains[npChain(n).Name]
+		for name := range o.Shape.Chains {
+			s.made.named(name)
 		}
 	}
+	slices.SortStableFunc(s.services, compareService)
+	slices.SortStableFunc(s.nodePorts, compareService)
 	return s
-}
-
-func readSlots(elems []Elem, v Version, nodePorts bool) []Service {
-	type at struct {
-		key  string
-		slot uint32
-	}
-	addr := 0
-	if !nodePorts {
-		addr = addrKind(v).size()
-	}
-	n, val := addr+12, addrKind(v).size()+4
-	found := make(map[at]netip.AddrPort)
-	keys := make(map[string]bool)
-	for _, e := range elems {
-		if len(e.Key) != n || len(e.Val) != val {
-			continue
-		}
-		k := e.Key[:n-4]
-		found[at{k, binary.NativeEndian.Uint32([]byte(e.Key[n-4:]))}] = readAddrPort(e.Val)
-		keys[k] = true
-	}
-	var out []Service
-	for k := range keys {
-		s := Service{VIP: anyOf(v), Proto: k[addr], Port: readPort(k[addr+4:])}
-		if !nodePorts {
-			s.VIP = readAddr(k[:addr])
-		}
-		for i := uint32(0); ; i++ {
-			b, ok := found[at{k, i}]
-			if !ok {
-				break
-			}
-			s.Backends = append(s.Backends, b)
-		}
-		out = append(out, s)
-	}
-	slices.SortFunc(out, compareService)
-	return out
 }
 
 // arrange returns t with every backend in the slot that it already has, so
@@ -84,11 +44,7 @@ func readSlots(elems []Elem, v Version, nodePorts bool) []Service {
 func arrange(t Table, have slots) Table {
 	t.Services = arrangeServices(t.Services, have.services)
 	t.NodePorts = arrangeServices(t.NodePorts, have.nodePorts)
-	for n := range t.lbClasses {
-		t.lbClasses[n] = t.lbClasses[n] || have.lb[n]
-		t.npClasses[n] = t.npClasses[n] || have.np[n]
-	}
-	t.lbClasses, t.npClasses = t.buckets()
+	t.made = t.chainset().with(have.made)
 	return t
 }
 
@@ -100,35 +56,46 @@ func arrangeServices(want, have []Service) []Service {
 			i++
 		}
 		if i < len(have) && compareService(have[i], out[n]) == 0 {
-			out[n].Backends = place(have[i].Backends, out[n].Backends)
+			out[n].Backends = out[n].place(have[i].Backends)
 		}
 	}
 	return out
 }
 
-// place puts want into slots: who is in have stays, newcomers fill holes
-// first, then the last slots move into holes that are left.
+// place returns the slots of a service that had others.
+func (s *Service) place(had []netip.AddrPort) []netip.AddrPort {
+	if s.Rule&byMaglev != 0 {
+		return s.Backends // every slot has its place
+	}
+	return place(had, s.Backends)
+}
+
+// place puts want into slots, where a backend may have several: who is in have
+// stays, newcomers fill holes first, then the last slots move into holes that
+// are left.
 func place(have, want []netip.AddrPort) []netip.AddrPort {
 	if slices.Equal(have, want) {
 		return have
 	}
-	wanted := make(map[netip.AddrPort]bool, len(want))
+	wanted := make(map[netip.AddrPort]int, len(want))
 	for _, b := range want {
-		wanted[b] = true
+		wanted[b]++
 	}
 	out := make([]netip.AddrPort, 0, max(len(have), len(want)))
 	for _, b := range have {
-		if !wanted[b] { // also a second slot of the same backend
+		if wanted[b] == 0 {
 			b = netip.AddrPort{}
+		} else {
+			wanted[b]--
 		}
-		delete(wanted, b)
 		out = append(out, b)
 	}
 	hole := 0
 	for _, b := range want {
-		if !wanted[b] {
+		if wanted[b] == 0 {
 			continue
 		}
+		wanted[b]--
 		for hole < len(out) && out[hole].IsValid() {
 			hole++
 		}
@@ -164,13 +131,12 @@ func diffTables(old, now *Table) Ops {
 	o.Sets = append(o.Sets, old.policy.diff("inet", &now.policy)...)
 	o.Sets = append(o.Sets, old.policy.diff("bridge", &now.policy)...)
 	o.Sets = append(o.Sets, diffSets("inet", old.networkSets(), now.networkSets())...)
-	o.addBuckets("lb", "bkt", old.lbClasses, now.lbClasses, lbChain)
-	o.addBuckets("np", "npbkt", old.npClasses, now.npClasses, npChain)
+	o.addChains(old.made, now.made)
 	o.diffServices(false, old.Services, now.Services)
 	o.diffServices(true, old.NodePorts, now.NodePorts)
 	a, b := *old, *now
 	if slices.Equal(a.VIPs, b.VIPs) {
-		a.VIPs, b.VIPs = nil, nil // the only small set that grows with the cluster
+		a.VIPs, b.VIPs = nil, nil // the small set that grows most with the cluster
 		if sameSmall(&a, &b) {
 			return o
 		}
@@ -182,48 +148,36 @@ func diffTables(old, now *Table) Ops {
 
 // sameSmall reports whether all that smallSets and bridgeTable read is equal.
 func sameSmall(a, b *Table) bool {
-	return slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.Publishes, b.Publishes) &&
+	return slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.External, b.External) && slices.Equal(a.Sticky, b.Sticky) && slices.Equal(a.Publishes, b.Publishes) &&
 		slices.Equal(a.LocalBackends, b.LocalBackends) && slices.Equal(a.Remote, b.Remote) &&
 		slices.Equal(a.Masquerade, b.Masquerade) && slices.Equal(a.Cluster, b.Cluster) && slices.Equal(a.Local, b.Local) &&
 		slices.Equal(a.Links, b.Links) && slices.Equal(a.Bridges, b.Bridges)
 }
 
-// addBuckets makes the chains of bucket sizes that are used for the first time.
-func (o *Ops) addBuckets(prefix, set string, old, now classes, chain func(int) Chain) {
-	op := SetOp{Family: "inet", Set: bucketSet(set, prefix, classes{})}
-	for n := range now {
-		if now[n] && !old[n] {
-			o.Chains = append(o.Chains, ChainOp{"inet", chain(n)})
-			op.Add = append(op.Add, bucketElem(prefix, n))
-		}
-	}
-	if len(op.Add) > 0 {
-		o.Sets = append(o.Sets, op)
-	}
-}
-
 func (o *Ops) diffServices(nodePorts bool, old, now []Service) {
-	var diffs [len(versions)]slotDiff
+	var diffs [len(versions)]portDiff
 	for _, v := range versions {
-		cls, slots := slotSets(v, nodePorts)
-		diffs[v] = slotDiff{cls: SetOp{Family: "inet", Set: cls}, slot: SetOp{Family: "inet", Set: slots}}
+		sets := portSets(v, nodePorts)
+		diffs[v] = newPortDiff(&sets)
 	}
 	i, j := 0, 0
 	for i < len(old) || j < len(now) {
 		switch {
 		case j == len(now) || i < len(old) && compareService(old[i], now[j]) < 0:
-			diffs[versionOf(old[i].VIP)].change(&old[i], old[i].Backends, nil)
+			gone := old[i].none()
+			diffs[versionOf(old[i].VIP)].change(&old[i], &gone)
 			i++
 		case i == len(old) || compareService(old[i], now[j]) > 0:
-			diffs[versionOf(now[j].VIP)].change(&now[j], nil, now[j].Backends)
+			before := now[j].none()
+			diffs[versionOf(now[j].VIP)].change(&before, &now[j])
 			j++
 		default:
-			diffs[versionOf(now[j].VIP)].change(&now[j], old[i].Backends, now[j].Backends)
+			diffs[versionOf(now[j].VIP)].change(&old[i], &now[j])
 			i, j = i+1, j+1
 		}
 	}
-	for _, d := range diffs {
-		o.add(d.slot, d.cls)
+	for v := range diffs {
+		o.add(diffs[v].ops()...)
 	}
 }
 
@@ -232,33 +186,6 @@ func (o *Ops) add(ops ...SetOp) {
 	for _, op := range ops {
 		if len(op.Del)+len(op.Add) > 0 {
 			o.Sets = append(o.Sets, op)
-		}
-	}
-}
-
-// slotDiff collects what changes in a pair of maps, class and slots.
-type slotDiff struct{ cls, slot SetOp }
-
-// change leads from one list of slots of a service to another.
-func (d *slotDiff) change(s *Service, old, now []netip.AddrPort) {
-	k := s.key()
-	if len(old) != len(now) {
-		if len(old) > 0 {
-			d.cls.Del = append(d.cls.Del, classElem(k, len(old)))
-		}
-		if len(now) > 0 {
-			d.cls.Add = append(d.cls.Add, classElem(k, len(now)))
-		}
-	}
-	for i := range max(len(old), len(now)) {
-		if i < len(old) && i < len(now) && old[i] == now[i] {
-			continue
-		}
-		if i < len(old) {
-			d.slot.Del = append(d.slot.Del, slotElem(k, i, old[i]))
-		}
-		if i < len(now) {
-			d.slot.Add = append(d.slot.Add, slotElem(k, i, now[i]))
 		}
 	}
 }
@@ -280,40 +207,14 @@ func diffSets(family string, old, now []Set) []SetOp {
 func diffSet(family string, have []Elem, want Set) (SetOp, bool) {
 	op := SetOp{Family: family, Set: want}
 	op.Set.Elems = nil
-	if slices.Equal(have, want.Elems) {
+	if want.Learned > 0 || slices.Equal(have, want.Elems) {
 		return op, false
 	}
 	if want.Interval {
 		op.Flush, op.Add = len(have) > 0, want.Elems
 		return op, true
 	}
-	now := want.Elems
-	i, j := 0, 0
-	for i < len(have) || j < len(now) {
-		c := 0
-		switch {
-		case j == len(now):
-			c = -1
-		case i == len(have):
-			c = 1
-		default:
-			c = strings.Compare(have[i].Key, now[j].Key)
-		}
-		switch {
-		case c < 0:
-			op.Del = append(op.Del, have[i])
-			i++
-		case c > 0:
-			op.Add = append(op.Add, now[j])
-			j++
-		default:
-			if have[i].Val != now[j].Val {
-				op.Del = append(op.Del, have[i])
-				op.Add = append(op.Add, now[j])
-			}
-			i, j = i+1, j+1
-		}
-	}
+	diffElems(have, want.Elems, &op)
 	return op, true
 }
 
@@ -351,9 +252,9 @@ func diffObserved(k Kernel, have []Observed, want Ruleset) Ops {
 func addable(k Kernel, have Shape, want TableSpec) bool {
 	rest := want
 	rest.Chains = nil
+	made := newChainset()
 	for _, c := range want.Chains {
-		_, there := have.Chains[c.Name]
-		if there || c.Type != "" || !strings.HasPrefix(c.Name, "lb-") && !strings.HasPrefix(c.Name, "np-") {
+		if _, there := have.Chains[c.Name]; there || !made.named(c.Name) {
 			rest.Chains = append(rest.Chains, c)
 		}
 	}

@@ -260,16 +260,55 @@ func TestPlace(t *testing.T) {
 	})
 }
 
-type flushes []string
+// tracked is a conntrack table: who answers, by protocol and what was asked.
+type tracked struct {
+	mu    sync.Mutex
+	flows []flow
+}
 
-func (f *flushes) Flush(proto uint8, dst netip.Addr, port uint16) error {
-	*f = append(*f, fmt.Sprintf("%s %s:%d", protoName(proto), dst, port))
-	return nil
+type flow struct {
+	proto        uint8
+	dst, backend netip.AddrPort
+}
+
+func (f flow) String() string {
+	return fmt.Sprintf("%s %s by %s", protoName(f.proto), f.dst, f.backend)
+}
+
+func (c *tracked) Delete(proto uint8, ipv6 bool, stale func(dst, backend netip.AddrPort) bool) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(c.flows)
+	c.flows = slices.DeleteFunc(c.flows, func(f flow) bool {
+		return f.proto == proto && f.dst.Addr().Is6() == ipv6 && stale(f.dst, f.backend)
+	})
+	return n - len(c.flows), nil
+}
+
+// track makes the flows, each "<proto> <dst> <backend>", the only ones.
+func (c *tracked) track(flows ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.flows = nil
+	for _, f := range flows {
+		p := strings.Fields(f)
+		c.flows = append(c.flows, flow{protoNumber(p[0]), ap(p[1]), ap(p[2])})
+	}
+}
+
+func (c *tracked) left() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []string
+	for _, f := range c.flows {
+		out = append(out, f.String())
+	}
+	return out
 }
 
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k, ct := newFake(), new(flushes)
+		k, ct := newFake(), new(tracked)
 		reg := prometheus.NewRegistry()
 		b, err := New(Options{Kernel: k, Conntrack: ct, Registry: reg})
 		if err != nil {
@@ -286,19 +325,26 @@ func TestRun(t *testing.T) {
 		if s := b.Status(); !s.OK || s.Applied != 1 || !strings.HasPrefix(s.Detail, "1 service, 0 backends, applied ") {
 			t.Errorf("status %+v", s)
 		}
+		// Questions that nobody answered, one to another host's port, and one
+		// that went on to the backend.
+		ct.track("udp 10.96.0.25:53 10.96.0.25:53", "udp 192.0.2.11:30053 192.0.2.11:30053",
+			"udp 198.51.100.1:30053 198.51.100.1:30053", "udp 10.96.0.25:53 10.244.0.2:53", "tcp 10.96.0.25:53 10.244.0.9:53")
 		set(2, "10.244.0.2:53")
 		synctest.Wait()
+		valid := []string{"udp 198.51.100.1:30053 by 198.51.100.1:30053", "udp 10.96.0.25:53 by 10.244.0.2:53", "tcp 10.96.0.25:53 by 10.244.0.9:53"}
+		if diff := cmp.Diff(valid, ct.left()); diff != "" {
+			t.Errorf("flows after none → one (-want +got):\n%s", diff)
+		}
 		set(3, "10.244.0.2:53", "10.244.0.3:53")
 		synctest.Wait()
-		want := flushes{"udp invalid IP:30053", "udp 10.96.0.25:53"}
-		if diff := cmp.Diff(want, *ct); diff != "" {
-			t.Errorf("conntrack after none → one → two (-want +got):\n%s", diff)
+		if diff := cmp.Diff(valid, ct.left()); diff != "" {
+			t.Errorf("flows after one → two (-want +got):\n%s", diff)
 		}
-		*ct = nil
+		ct.track("udp 10.96.0.25:53 10.244.0.2:53", "udp 10.96.0.25:53 10.244.0.3:53", "udp 192.0.2.11:30053 10.244.0.2:53")
 		set(4, "10.244.0.3:53")
 		synctest.Wait()
-		if diff := cmp.Diff(want, *ct); diff != "" {
-			t.Errorf("conntrack after two → one (-want +got):\n%s", diff)
+		if diff := cmp.Diff([]string{"udp 10.96.0.25:53 by 10.244.0.3:53"}, ct.left()); diff != "" {
+			t.Errorf("flows after two → one (-want +got):\n%s", diff)
 		}
 
 		calls := k.applies()
@@ -342,7 +388,7 @@ func TestRun(t *testing.T) {
 		for _, f := range families {
 			names = append(names, f.GetName())
 		}
-		if diff := cmp.Diff([]string{"nodenet_lb_applies_total", "nodenet_lb_apply_seconds", "nodenet_lb_backends", "nodenet_lb_disagreements_total", "nodenet_lb_operations_total", "nodenet_lb_repairs_total", "nodenet_lb_services",
+		if diff := cmp.Diff([]string{"nodenet_lb_applies_total", "nodenet_lb_apply_seconds", "nodenet_lb_backends", "nodenet_lb_disagreements_total", "nodenet_lb_flows_forgotten_total", "nodenet_lb_operations_total", "nodenet_lb_repairs_total", "nodenet_lb_services",
 			"nodenet_policy_classes", "nodenet_policy_denied_packets_total", "nodenet_policy_isolated_addresses", "nodenet_policy_policies"}, names); diff != "" {
 			t.Errorf("metrics (-want +got):\n%s", diff)
 		}

@@ -21,59 +21,67 @@ func (e *edit) touch(k Target) {
 }
 
 // settle says what leads from the kernel of before the edit to that of after,
-// and brings the slots up to date. A new backend takes the next slot; the last
+// and brings the ports up to date. A new backend takes the next slot; the last
 // slot moves into the hole of one that goes; all others stay.
-func (b *book) settle(e *edit) (Ops, []Target) {
+func (b *book) settle(e *edit) (Ops, judge) {
 	var o Ops
-	var stale []Target
-	var vip, np [len(versions)]slotDiff
-	for v := range versions {
-		d := &b.decl[v]
-		vip[v] = slotDiff{cls: SetOp{Family: "inet", Set: d.svc}, slot: SetOp{Family: "inet", Set: d.eps}}
-		np[v] = slotDiff{cls: SetOp{Family: "inet", Set: d.npsvc}, slot: SetOp{Family: "inet", Set: d.npeps}}
+	var stale judge
+	var diffs [2][len(versions)]portDiff
+	for kind := range diffs {
+		for v := range versions {
+			diffs[kind][v] = newPortDiff(&b.decl[v].ports[kind])
+		}
 	}
-	lb, nps := b.lb, b.np
+	var old chainset
 	for k := range e.touched {
-		had := b.slots[k]
-		var now []netip.AddrPort
+		was, known := b.ports[k]
+		is := &Service{VIP: k.Addr, Proto: k.Proto, Port: k.Port}
 		if c := b.claims[k]; len(c) > 0 {
-			now = place(had, c[0].Backends)
-			b.slots[k] = now
+			s := *c[0]
+			s.Backends = s.place(backendsOf(was))
+			is = &s
+			b.ports[k] = is
 		} else {
-			delete(b.slots, k)
+			delete(b.ports, k)
 		}
-		s := Service{VIP: k.Addr, Proto: k.Proto, Port: k.Port}
-		if v := versionOf(k.Addr); s.nodePort() {
-			np[v].change(&s, had, now)
-			nps[len(now)] = true
-		} else {
-			vip[v].change(&s, had, now)
-			lb[len(now)] = true
+		if !known {
+			before := is.none()
+			was = &before
 		}
-		if k.Proto == UDP && pinned(had, now) {
-			stale = append(stale, k)
+		kind := 0
+		if anyAddr(k.Addr) {
+			kind = 1
 		}
+		diffs[kind][versionOf(k.Addr)].change(was, is)
+		if !b.made.has(is) {
+			if old.lb == nil {
+				old = newChainset().with(b.made)
+			}
+			b.made.need(is)
+		}
+		stale.change(was, is)
 	}
-	lb[0], nps[0] = false, false
-	if lb != b.lb {
-		o.addBuckets("lb", "bkt", b.lb, lb, lbChain)
+	if old.lb != nil {
+		o.addChains(old, b.made)
 	}
-	if nps != b.np {
-		o.addBuckets("np", "npbkt", b.np, nps, npChain)
-	}
-	b.lb, b.np = lb, nps
 	var ops []SetOp
-	for _, kind := range [][len(versions)]slotDiff{vip, np} {
-		for v := range kind {
-			ops = append(ops, kind[v].slot, kind[v].cls)
+	for kind := range diffs {
+		for v := range versions {
+			ops = append(ops, diffs[kind][v].ops()...)
 		}
 	}
 	if e.publishes {
 		o.Sets = append(o.Sets, diffSets("inet", publishSets(e.wasPublished), publishSets(b.pub.publishes))...)
-		stale = append(stale, staleUDP(&Table{Publishes: e.wasPublished}, &Table{Publishes: b.pub.publishes})...)
+		stale.published(e.wasPublished, b.pub.publishes)
 	}
 	ops = append(ops, b.vips.settle("inet", func(v Version) Set { return b.decl[v].vips }, func(a netip.Addr) (Version, Elem, bool) {
 		return versionOf(a), Elem{Key: string(key(nil).addr(a))}, true
+	})...)
+	ops = append(ops, b.external.settle("inet", func(v Version) Set { return b.decl[v].external }, func(a netip.Addr) (Version, Elem, bool) {
+		return versionOf(a), Elem{Key: string(key(nil).addr(a))}, true
+	})...)
+	ops = append(ops, b.sticky.settle("inet", func(v Version) Set { return b.decl[v].ids }, func(x Target) (Version, Elem, bool) {
+		return versionOf(x.Addr), Elem{Key: string(keyTarget(x)), Val: idOf(x)}, true
 	})...)
 	ops = append(ops, b.hairpin.settle("inet", func(v Version) Set { return b.decl[v].hairpin }, func(a netip.Addr) (Version, Elem, bool) {
 		return versionOf(a), Elem{Key: string(key(nil).addr(a).addr(a))}, true
@@ -90,21 +98,19 @@ func (b *book) settle(e *edit) (Ops, []Target) {
 		sortElems(ops[i].Add)
 	}
 	o.add(ops...)
-	slices.SortFunc(stale, compareTarget)
-	return o, slices.Compact(stale)
+	return o, stale
+}
+
+// backendsOf are those of a port, which may be nil.
+func backendsOf(s *Service) []netip.AddrPort {
+	if s == nil {
+		return nil
+	}
+	return s.Backends
 }
 
 func sortElems(es []Elem) {
 	if len(es) > 1 {
 		slices.SortFunc(es, func(a, b Elem) int { return strings.Compare(a.Key, b.Key) })
 	}
-}
-
-// pinned reports whether flows of UDP clients may be stuck: to a backend that
-// went, or to none when the first came.
-func pinned(had, now []netip.AddrPort) bool {
-	if len(had) == 0 {
-		return len(now) > 0
-	}
-	return slices.ContainsFunc(had, func(b netip.AddrPort) bool { return !slices.Contains(now, b) })
 }

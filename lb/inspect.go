@@ -34,8 +34,7 @@ func inspect(k Kernel, w *wish) (Ruleset, error) {
 	}
 	// The rules are ours if their shape is; what is in the sets is the kernel's.
 	t := newScope(w.v, w.l).frame(w.v.Rev)
-	chains := slotsObserved(have)
-	t.lbClasses, t.npClasses = chains.lb, chains.np
+	t.made = slotsObserved(have).made
 	rs := t.Ruleset()
 	for i := range rs.Tables {
 		spec := &rs.Tables[i]

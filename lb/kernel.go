@@ -194,6 +194,9 @@ func describeSet(s *nftables.Set) string {
 	if s.Interval {
 		d += " interval"
 	}
+	if s.HasTimeout && s.Dynamic && s.Timeout == 0 {
+		return d + fmt.Sprintf(" learned %d", s.Size)
+	}
 	if s.Anonymous || s.HasTimeout || s.Dynamic || s.Constant || s.Size != 0 {
 		d += " not as ours"
 	}
@@ -235,6 +238,9 @@ func kernelChain(t *nftables.Table, c *Chain) *nftables.Chain {
 
 func kernelSet(t *nftables.Table, s *Set) *nftables.Set {
 	ns := &nftables.Set{Table: t, Name: s.Name, Interval: s.Interval, IsMap: len(s.Val) > 0, Concatenation: len(s.Key) > 1}
+	if s.Learned > 0 {
+		ns.Dynamic, ns.HasTimeout, ns.Size = true, true, uint32(s.Learned)
+	}
 	ns.KeyType = datatype(s.Key)
 	if ns.IsMap {
 		ns.DataType = datatype(s.Val)

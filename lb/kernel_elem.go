@@ -20,7 +20,10 @@ func toKernel(s *Set, elems []Elem) []nftables.SetElement {
 		}
 		switch {
 		case s.Interval && len(s.Key) > 1:
-			ne.KeyEnd, ne.Val = []byte(e.End), []byte(e.Val)
+			ne.KeyEnd = []byte(e.End)
+			if len(s.Val) > 0 {
+				ne.Val = []byte(e.Val)
+			}
 		case s.Interval && e.End == "":
 			ne.IntervalOpen = true
 		case s.Interval:

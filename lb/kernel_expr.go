@@ -3,6 +3,8 @@ package lb
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -77,7 +79,7 @@ func header(reg uint32, f Field) *expr.Payload {
 // load puts fields into registers from the first on.
 func (c *compiler) load(fields ...Field) {
 	for _, f := range fields {
-		if f.isAddr() {
+		if f.versioned() {
 			c.need(f.V)
 		}
 	}
@@ -100,7 +102,12 @@ func (c *compiler) load(fields ...Field) {
 			c.add(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg})
 		case FieldOrigDaddr: // [ ct load dst_ip => reg 1 , dir original ]
 			c.add(&expr.Ct{Key: [...]expr.CtKey{V4: expr.CtKeyDSTIP, V6: expr.CtKeyDSTIP6}[f.V], Register: reg, Direction: 0})
-		case FieldPriority: // [ meta load priority => reg 1 ]
+		case FieldOrigDport: // [ ct load proto_dst => reg 11 , dir original ]
+			c.add(&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg, Direction: 0})
+		case FieldHash: // [ payload load 4b @ network header + 12 => reg 11 ] [ hash reg 11 = jhash(reg 11, 4, 0x6e6f6465) % mod 2 ]
+			from := header(reg, Field{ID: FieldSaddr, V: f.V})
+			c.add(from, &expr.Hash{SourceRegister: reg, DestRegister: reg, Length: from.Len, Modulus: f.Mod, Seed: maglevSeed, Type: expr.HashTypeJenkins})
+		case FieldPriority: // [ meta load priority => reg 11 ]
 			c.add(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg})
 		case FieldSlot: // [ numgen reg 11 = random mod 2 ]
 			c.add(&expr.Numgen{Register: reg, Modulus: f.Mod, Type: unix.NFT_NG_RANDOM})
@@ -189,14 +196,39 @@ func (c *compiler) stmt(s Stmt) {
 	case ClearPriority: // [ immediate reg 1 0x00000000 ] [ meta set priority with reg 1 ]
 		c.add(&expr.Immediate{Register: 1, Data: []byte{0, 0, 0, 0}},
 			&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1})
+	case PutPriority:
+		c.add(&expr.Immediate{Register: 1, Data: []byte(s.Class.elem())},
+			&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1})
+	case MatchPriority: // [ meta load priority => reg 1 ]
+		c.load(priority)
+		if s.Mask != ^class(0) {
+			c.mask([]byte(s.Mask.elem()))
+		}
+		c.equal(false, []byte(s.Value.elem())...)
+	case Learn: // [ dynset update reg_key 1 set aff sreg_data 2 timeout 10800000ms ]
+		fields := append(slices.Clip(s.Fields), priority)
+		c.load(fields...)
+		at := 0
+		for _, f := range s.Fields {
+			at += f.size() / 4
+		}
+		c.add(&expr.Dynset{SrcRegKey: register(0), SrcRegData: register(at), SetName: s.Map,
+			Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: time.Duration(s.Seconds) * time.Second})
 	case PriorityVmap: // [ meta load priority => reg 1 ] [ lookup reg 1 set bkt dreg 0 ]
 		c.add(&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
 			&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: s.Map})
+	case ProtoVmap:
+		c.load(proto)
+		c.add(&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: s.Map})
 	case DNATMap: // [ nat dnat ip addr_min reg 1 proto_min reg 9 ]
 		c.need(s.V) // before the lookup: it uses the first register too
 		c.lookup(s.Fields, s.Map)
-		port := register(addrKind(s.V).size() / 4)
-		c.add(&expr.NAT{Type: expr.NATTypeDestNAT, Family: nfproto(s.V), RegAddrMin: register(0), RegAddrMax: register(0), RegProtoMin: port, RegProtoMax: port, Specified: true})
+		nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: nfproto(s.V), RegAddrMin: register(0), RegAddrMax: register(0)}
+		if !s.KeepPort {
+			nat.RegProtoMin = register(addrKind(s.V).size() / 4)
+			nat.RegProtoMax, nat.Specified = nat.RegProtoMin, true
+		}
+		c.add(nat)
 	case DNATAddr: // [ immediate reg 1 0x0a00600a ] [ nat dnat ip addr_min reg 1 ]
 		v := versionOf(s.Addr)
 		c.need(v)
@@ -219,7 +251,7 @@ func (c *compiler) stmt(s Stmt) {
 		c.add(&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
 			&expr.Immediate{Register: 1, Data: []byte{unix.PACKET_HOST}},
 			&expr.Meta{Key: expr.MetaKeyPKTTYPE, SourceRegister: true, Register: 1})
-	case MatchPriority, MatchKnown, Count:
+	case MatchKnown, Count:
 		c.policyStmt(s)
 	case Do:
 		c.add(verdict(s))
@@ -262,9 +294,14 @@ func maskOf(p netip.Prefix) []byte {
 func describeRule(f nftables.TableFamily, es []expr.Any) string {
 	d := ""
 	for _, e := range es {
-		if l, ok := e.(*expr.Lookup); ok {
+		switch l := e.(type) {
+		case *expr.Lookup:
 			c := *l
 			c.SetID = 0
+			e = &c
+		case *expr.Dynset: // the library does not read the register of the value
+			c := *l
+			c.SetID, c.SrcRegData = 0, 0
 			e = &c
 		}
 		if _, ok := e.(*expr.Counter); ok {

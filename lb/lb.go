@@ -29,7 +29,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -39,20 +38,11 @@ import (
 	"nodenet/state"
 )
 
-// Conntrack forgets flows, so that a UDP client whose flow was pinned to a
-// backend that went (or to no backend at all) is balanced anew: a UDP entry
-// lives as long as its client keeps sending.
-type Conntrack interface {
-	// Flush deletes the entries whose original destination is dst and port.
-	// An invalid dst stands for every IPv4 address, :: for every IPv6 address.
-	Flush(proto uint8, dst netip.Addr, port uint16) error
-}
-
 // Options configure an LB. The zero value works in a process that may
 // administer its network namespace.
 type Options struct {
 	Kernel    Kernel     // nil: the kernel's nftables, see OpenKernel
-	Conntrack Conntrack  // nil: stale UDP flows are left alone
+	Conntrack Conntrack  // nil: stale flows are left alone
 	Loopback  LoopbackIO // nil: the process's network namespace
 	Logger    *slog.Logger
 	Registry  prometheus.Registerer // nil: no metrics
@@ -81,7 +71,8 @@ type LB struct {
 	m      *metrics
 	wake   chan struct{}
 	loop   *loopback
-	opened bool // the kernel handle is ours to close
+	opened bool   // the kernel handle is ours to close
+	watch  *watch // nil: changes are noticed by polling
 
 	mu       sync.Mutex
 	desired  *wish
@@ -118,6 +109,9 @@ func New(o Options) (*LB, error) {
 			return nil, err
 		}
 		b.opt.Kernel, b.opened = k, true
+		if b.watch, err = openWatch(); err != nil {
+			b.log.Warn("changes of single nftables elements from outside will not be noticed", "err", err)
+		}
 	}
 	m, err := newMetrics(o.Registry)
 	if err != nil {
@@ -149,6 +143,12 @@ func (b *LB) Run(ctx context.Context) error {
 	if b.opened {
 		defer b.opt.Kernel.Close()
 	}
+	if b.watch != nil {
+		var reading sync.WaitGroup
+		reading.Go(b.watch.read)
+		defer reading.Wait()
+		defer b.watch.close()
+	}
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
 	var retry <-chan time.Time
@@ -161,6 +161,15 @@ func (b *LB) Run(ctx context.Context) error {
 			return nil
 		case <-b.wake:
 		case <-retry:
+		case <-b.watch.signal():
+			if retry != nil || b.book == nil || b.watch.upTo(b.expected) || !b.disturbed() {
+				continue
+			}
+			if b.intact() {
+				b.lookAround()
+				continue
+			}
+			b.book = nil
 		case <-poll.C:
 			slow := time.Since(lastCheck) >= tickEvery
 			if b.book != nil {
@@ -233,13 +242,35 @@ func (b *LB) intact() bool {
 	if err != nil {
 		return false
 	}
-	ok, err := sameShape(b.opt.Kernel, b.book.outline().Ruleset())
-	if err != nil || !ok {
-		b.log.Warn("nftables rules were changed from outside, restoring them", "err", err)
+	return b.unchanged(before)
+}
+
+// unchanged reports whether what happened up to generation g left our tables
+// alone; then g is what is expected.
+func (b *LB) unchanged(g uint32) bool {
+	by, elements := "", false
+	touched, known := b.watch.between(b.expected, g)
+	for _, t := range touched {
+		by, elements = t.by, elements || t.elements
+	}
+	ok, err := true, error(nil)
+	switch {
+	case elements:
+		ok = false
+	case known && len(touched) == 0 && g != b.expected:
+		// Somebody else's tables alone.
+	case !known && b.watch != nil && g != b.expected:
+		ok = false // what was told is lost: list everything
+	default:
+		ok, err = sameShape(b.opt.Kernel, b.book.outline().Ruleset())
+	}
+	if !ok || err != nil {
+		b.log.Warn("nftables rules were changed from outside, restoring them", "by", by, "err", err)
 		b.m.repairs.Inc()
 		return false
 	}
-	b.expected = before
+	b.expected = g
+	b.watch.forget(g)
 	return true
 }
 
@@ -249,14 +280,8 @@ func (b *LB) apply(w *wish) error {
 	k := b.opt.Kernel
 	if b.book != nil {
 		// Before the book is changed, since it says what was there.
-		if g, err := k.Generation(); err == nil && g != b.expected {
-			if ok, cerr := sameShape(k, b.book.outline().Ruleset()); cerr != nil || !ok {
-				b.m.repairs.Inc()
-				b.log.Warn("nftables rules were changed from outside, restoring them", "err", cerr)
-				b.book = nil
-			} else {
-				b.expected = g
-			}
+		if g, err := k.Generation(); err == nil && g != b.expected && !b.unchanged(g) {
+			b.book = nil
 		}
 	}
 	now, ops, stale, err := b.plan(w)
@@ -279,6 +304,7 @@ func (b *LB) apply(w *wish) error {
 			return fmt.Errorf("program nftables (%d operations): %w", ops.Count(), err)
 		}
 		b.expected = before + 1
+		b.watch.forget(before)
 	case b.book == nil:
 		g, err := k.Generation()
 		if err != nil {
@@ -287,7 +313,7 @@ func (b *LB) apply(w *wish) error {
 		b.expected = g
 	}
 	took := time.Since(start)
-	b.forget(stale)
+	b.forget(stale, w.l.NodeAddrs)
 	b.book = now
 	b.loop.set(now.pub.loopback)
 
@@ -309,47 +335,34 @@ func (b *LB) apply(w *wish) error {
 	return nil
 }
 
-// plan returns the book of w, the transaction that leads there and the UDP
-// destinations to forget. Where it can, it changes the book that there is, and
+// plan returns the book of w, the transaction that leads there and what says
+// which flows are stale. Where it can, it changes the book that there is, and
 // then only what differs between the two views is looked at.
-func (b *LB) plan(w *wish) (*book, Ops, []Target, error) {
+func (b *LB) plan(w *wish) (*book, Ops, judge, error) {
 	if b.book != nil && b.book.sc.l.equal(&w.l) {
-		if c := w.v.Since(b.book.view); b.book.follow(c) {
+		if c := w.v.Since(b.book.view); b.book.follow(w.v, c) {
 			ops, stale := b.book.change(w.v, c)
 			return b.book, ops, stale, nil
 		}
 	}
 	now := newBook(w.v, w.l)
 	var ops Ops
-	var stale []Target
+	var stale judge
 	var next Table
 	if b.book != nil {
 		old := b.book.table()
 		next = arrange(now.table(), slotsOf(&old))
-		ops, stale = diffTables(&old, &next), staleUDP(&old, &next)
+		ops, stale = diffTables(&old, &next), between(&old, &next)
 	} else {
 		have, err := b.opt.Kernel.Observe(true)
 		if err != nil {
-			return nil, Ops{}, nil, fmt.Errorf("list tables nodenet: %w", err)
+			return nil, Ops{}, judge{}, fmt.Errorf("list tables nodenet: %w", err)
 		}
 		next = arrange(now.table(), slotsObserved(have))
-		ops = diffObserved(b.opt.Kernel, have, next.Ruleset())
+		ops, stale = diffObserved(b.opt.Kernel, have, next.Ruleset()), everything(&next)
 	}
 	now.adopt(&next)
 	return now, ops, stale, nil
-}
-
-// forget drops conntrack entries that would keep UDP clients on a backend
-// that is gone, or on none.
-func (b *LB) forget(stale []Target) {
-	if b.opt.Conntrack == nil {
-		return
-	}
-	for _, x := range stale {
-		if err := b.opt.Conntrack.Flush(UDP, x.Addr, x.Port); err != nil {
-			b.log.Warn("forget UDP flows", "addr", x.Addr, "port", x.Port, "err", err)
-		}
-	}
 }
 
 // note records the outcome and logs when it turns from good to bad or back.

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"cmp"
+	"encoding/binary"
 	"net/netip"
 	"slices"
 )
@@ -121,6 +122,15 @@ func jhash(words []uint32, seed uint32) uint32 {
 }
 
 func rol(x uint32, n int) uint32 { return x<<n | x>>(32-n) }
+
+// hashAddr is the hash that rules make of a client's address.
+func hashAddr(a netip.Addr) uint32 {
+	var words []uint32
+	for b := a.AsSlice(); len(b) > 0; b = b[4:] {
+		words = append(words, binary.NativeEndian.Uint32(b))
+	}
+	return jhash(words, maglevSeed)
+}
 
 // scale maps a hash to 0 … n−1 as the kernel does (reciprocal_scale).
 func scale(h, n uint32) uint32 { return uint32(uint64(h) * uint64(n) >> 32) }

@@ -13,6 +13,7 @@ type metrics struct {
 	applied             prometheus.Counter // of applies: those that went well
 	operations, repairs prometheus.Counter
 	disagreements       prometheus.Counter
+	flows               *prometheus.CounterVec
 	seconds             prometheus.Histogram
 	policy              *policyMetrics
 }
@@ -31,6 +32,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Help: "Times that rules were found changed from outside."}),
 		disagreements: prometheus.NewCounter(prometheus.CounterOpts{Name: "nodenet_lb_disagreements_total",
 			Help: "Times that what was kept up to date differed from what is derived from scratch."}),
+		flows: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "nodenet_lb_flows_forgotten_total",
+			Help: "Tracked flows ended because their backend went or failed, by protocol."}, []string{"proto"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "nodenet_lb_apply_seconds",
 			Help: "Time to compare and program one table.", Buckets: prometheus.ExponentialBuckets(10e-6, 4, 10)}),
 	}
@@ -39,7 +42,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	own := []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.disagreements, m.seconds}
+	own := []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.disagreements, m.flows, m.seconds}
 	for _, c := range append(own, m.policy.collectors()...) {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register lb metrics: %w", err)

@@ -16,12 +16,17 @@ type scope struct {
 	// far reports networks that each node has for itself: a backend there on
 	// another node cannot be reached from here, even where the same address
 	// exists on this node too.
-	far      map[string]bool
+	far map[string]bool
+	// zones are those of the nodes that are in one, zone is this node's.
+	zones map[state.NodeID]string
+	zone  string
+
 	networks []NetworkInfo
 }
 
 func newScope(v *state.View, l Local) *scope {
-	s := &scope{l: l, far: make(map[string]bool)}
+	s := &scope{l: l, far: make(map[string]bool), zones: zonesOf(v)}
+	s.zone = s.zones[l.Self]
 	s.networks = networksOf(v, l)
 	for i := range v.Networks {
 		if v.Networks[i].Local() {
@@ -45,12 +50,14 @@ func (b *BridgeInfo) usable() bool {
 // table and put back without a look at the others.
 type part struct {
 	vips      []netip.Addr // that are programmed here
+	externals []netip.Addr // the same of external addresses
 	services  []Service
 	nodePorts []Service
 	publishes []Publish // loopback ones excluded
 	loopback  []Publish
 	targets   []hosted
-	backends  int // different addresses of one version, for people
+	sticky    []Target // backends that clients keep
+	backends  int      // different addresses of one version, for people
 	warnings  []string
 }
 
@@ -62,73 +69,10 @@ type hosted struct {
 }
 
 func (p *part) warn(format string, args ...any) {
-	p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
+	p.warnings = append(p.warnings, sprint(format, args...))
 }
 
-// service derives the part of one service. Its cost is that of its backends.
-func (sc *scope) service(v *state.View, s *state.ServiceView) *part {
-	p := new(part)
-	for _, vip := range []netip.Addr{s.VIP, s.VIP6} {
-		if sc.vip(p, s, vip) {
-			p.vips = append(p.vips, vip)
-		}
-	}
-	key := s.Key()
-	reachable := make([]bool, len(s.Backends))
-	for i := range s.Backends {
-		b := &s.Backends[i]
-		reachable[i] = b.Ready && b.Addr.IsValid() && !sc.elsewhere(v, b)
-	}
-	var counted [len(versions)]map[netip.Addr]bool
-	for v := range counted {
-		counted[v] = make(map[netip.Addr]bool, len(s.Backends))
-	}
-	for i, port := range s.Ports {
-		proto := protoNumber(port.Protocol)
-		if proto == 0 {
-			p.warn("service %s port %d: protocol %q is not balanced: use tcp or udp", key, port.Port, port.Protocol)
-			continue
-		}
-		var backends [len(versions)][]netip.AddrPort
-		for b := range s.Backends {
-			be := &s.Backends[b]
-			if reachable[b] && i < len(be.Targets) && be.Targets[i] != 0 {
-				v := versionOf(be.Addr)
-				backends[v] = append(backends[v], netip.AddrPortFrom(be.Addr, be.Targets[i]))
-			}
-		}
-		for v := range backends {
-			slices.SortFunc(backends[v], netip.AddrPort.Compare)
-			backends[v] = slices.Compact(backends[v])
-			if n := len(backends[v]); n > MaxSlots {
-				p.warn("service %s port %d: %d backends, the first %d are used", key, port.Port, n, MaxSlots)
-				backends[v] = backends[v][:MaxSlots]
-			}
-		}
-		nodePort := port.NodePort
-		if nodePort != 0 && sc.l.NodePortLast != 0 && (nodePort < sc.l.NodePortFirst || nodePort > sc.l.NodePortLast) {
-			p.warn("service %s: node port %d is outside %d-%d", key, nodePort, sc.l.NodePortFirst, sc.l.NodePortLast)
-			nodePort = 0
-		}
-		for _, vip := range p.vips {
-			p.services = append(p.services, Service{Name: key, VIP: vip, Proto: proto, Port: port.Port, Backends: backends[versionOf(vip)]})
-		}
-		for _, v := range versions {
-			if nodePort != 0 && (v == V4 || len(backends[v]) > 0) {
-				p.nodePorts = append(p.nodePorts, Service{Name: key, VIP: anyOf(v), Proto: proto, Port: nodePort, Backends: backends[v]})
-			}
-			if nodePort == 0 && !slices.ContainsFunc(p.vips, func(a netip.Addr) bool { return versionOf(a) == v }) {
-				continue
-			}
-			for _, b := range backends[v] {
-				counted[v][b.Addr()] = true
-				p.targets = append(p.targets, hosted{Target{b.Addr(), proto, b.Port()}, nodePort != 0})
-			}
-		}
-	}
-	p.backends = max(len(counted[V4]), len(counted[V6]))
-	return p
-}
+func sprint(format string, args ...any) string { return fmt.Sprintf(format, args...) }
 
 // elsewhere reports whether a backend is on a network that another node has
 // for itself.
@@ -188,24 +132,10 @@ func (sc *scope) publish(out *part, p state.Publish) {
 		out.warn("publish %s: %s and the target %s are of different IP versions: only a loopback address can be published to the other one", p.Key(), q.HostAddr, p.Target)
 		return
 	}
-	// The listener on loopback is a process: it reaches a target of either
-	// version.
-	switch {
-	case q.HostAddr.IsLoopback():
-		out.loopback = append(out.loopback, q)
-		return
-	case all:
-		for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-			lo := q
-			lo.HostAddr, lo.Implied = a, true
-			out.loopback = append(out.loopback, lo)
-		}
-		q.HostAddr = anyOf(versionOf(p.Target))
-	case len(sc.l.NodeAddrs) > 0 && !slices.Contains(sc.l.NodeAddrs, q.HostAddr):
+	if len(sc.l.NodeAddrs) > 0 && !all && !q.HostAddr.IsLoopback() && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
 		out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
 	}
-	out.publishes = append(out.publishes, q)
-	out.targets = append(out.targets, hosted{Target{p.Target, q.Proto, p.Port}, true})
+	out.publish(q, p.LastPort())
 }
 
 // uniquePublishes sorts; of two that claim one port the first stays.

@@ -29,14 +29,14 @@ type policyBook struct {
 	policies map[string][]*state.Policy // by namespace, sorted by key
 	addrs    map[netip.Addr]*address
 	groups   map[string]*group
-	classes  [len(directions)]map[string]*class // by text
-	locals   map[string]map[netip.Addr]struct{} // addresses of this node's endpoints, by namespace
+	classes  [len(directions)]map[string]*policyClass // by text
+	locals   map[string]map[netip.Addr]struct{}       // addresses of this node's endpoints, by namespace
 	nodes    map[netip.Addr]struct{}
 
 	flat []netip.Prefix // networks whose bridge has no address to lift packets to
 
-	dirty   map[netip.Addr]struct{} // addresses to be looked at again
-	idle    map[*class]struct{}     // that nobody was in at some time
+	dirty   map[netip.Addr]struct{}   // addresses to be looked at again
+	idle    map[*policyClass]struct{} // that nobody was in at some time
 	live    [numPolicySets][len(versions)]liveSet
 	ports   map[allowed]*portsUse
 	numbers map[uint32]string       // what they stand for
@@ -48,7 +48,7 @@ type address struct {
 	holders []*state.EndpointView // sorted by owner, ID; the first has it
 	group   *group                // of the first holder; nil: nobody holds it
 	local   string                // namespace of the first holder, if it is this node's
-	class   [len(directions)]*class
+	class   [len(directions)]*policyClass
 	elems   []policyElem // that it has in the kernel
 }
 
@@ -107,12 +107,12 @@ func (l *liveSet) settle(s policySet, v Version) SetOp {
 	return op
 }
 
-// newPolicyBook looks at everything.
+// newPolicyBook looks at anything.
 func newPolicyBook(v *state.View, sc *scope) *policyBook {
 	b := &policyBook{
 		sc: sc, policies: make(map[string][]*state.Policy), addrs: make(map[netip.Addr]*address), groups: make(map[string]*group),
 		locals: make(map[string]map[netip.Addr]struct{}), nodes: make(map[netip.Addr]struct{}),
-		dirty: make(map[netip.Addr]struct{}), idle: make(map[*class]struct{}), ports: make(map[allowed]*portsUse),
+		dirty: make(map[netip.Addr]struct{}), idle: make(map[*policyClass]struct{}), ports: make(map[allowed]*portsUse),
 		numbers: make(map[uint32]string), bare: make(map[netip.Addr]struct{}),
 	}
 	for i := range v.Networks {
@@ -121,7 +121,7 @@ func newPolicyBook(v *state.View, sc *scope) *policyBook {
 		}
 	}
 	for d := range b.classes {
-		b.classes[d] = make(map[string]*class)
+		b.classes[d] = make(map[string]*policyClass)
 	}
 	for i := range b.live {
 		for v := range b.live[i] {
@@ -346,7 +346,7 @@ func (b *policyBook) look(a netip.Addr) {
 		}
 	}
 	var taken []allowed // references that replace counts again
-	let := func(c *class) {
+	let := func(c *policyClass) {
 		ok := c.nodes
 		if !node {
 			ok = ""
@@ -387,7 +387,7 @@ func (b *policyBook) regroup(a netip.Addr, x *address, first *state.EndpointView
 	if first != nil {
 		k := groupKey(first.Endpoint)
 		if now = b.groups[k]; now == nil {
-			now = &group{sample: first.Endpoint, addrs: make(map[netip.Addr]struct{}), classes: make(map[*class]struct{})}
+			now = &group{sample: first.Endpoint, addrs: make(map[netip.Addr]struct{}), classes: make(map[*policyClass]struct{})}
 			b.groups[k] = now
 			for d := range b.classes {
 				for _, c := range b.classes[d] {
@@ -431,7 +431,7 @@ func (b *policyBook) selects(a netip.Addr, x *address, first *state.EndpointView
 		x.local = ns
 	}
 	for _, d := range directions {
-		var now *class
+		var now *policyClass
 		if ns != "" {
 			now = b.classOf(d, first.Endpoint)
 		}
@@ -450,7 +450,7 @@ func (b *policyBook) selects(a netip.Addr, x *address, first *state.EndpointView
 }
 
 // classOf returns the class of an endpoint in a direction; nil: not isolated.
-func (b *policyBook) classOf(d direction, e *state.Endpoint) *class {
+func (b *policyBook) classOf(d direction, e *state.Endpoint) *policyClass {
 	var of []*state.Policy
 	for _, p := range b.policies[e.Namespace] {
 		if _, isolates := d.of(p); isolates && p.Selects(e) {
@@ -472,7 +472,7 @@ func (b *policyBook) classOf(d direction, e *state.Endpoint) *class {
 }
 
 // enter brings a new class together with all groups and nodes.
-func (b *policyBook) enter(c *class) {
+func (b *policyBook) enter(c *policyClass) {
 	for _, id := range b.groups {
 		if meet(c, id) {
 			for a := range id.addrs {
@@ -489,7 +489,7 @@ func (b *policyBook) enter(c *class) {
 }
 
 // retire takes a class out that nobody is in any more.
-func (b *policyBook) retire(c *class) {
+func (b *policyBook) retire(c *policyClass) {
 	for id := range c.known {
 		for a := range id.addrs {
 			b.dirty[a] = struct{}{}
@@ -504,7 +504,7 @@ func (b *policyBook) retire(c *class) {
 	delete(b.numbers, c.number)
 }
 
-func (b *policyBook) touchNodes(c *class) {
+func (b *policyBook) touchNodes(c *policyClass) {
 	if c.nodes == "" {
 		return
 	}
@@ -535,7 +535,7 @@ func (b *policyBook) refer(a allowed) uint32 {
 	switch a {
 	case "":
 		return 0
-	case everything:
+	case anything:
 		return allPorts
 	}
 	u := b.ports[a]

@@ -31,9 +31,9 @@ func (d direction) of(p *state.Policy) ([]state.PolicyRule, bool) {
 	return p.Egress, p.IsolatesEgress()
 }
 
-// class is what the isolated endpoints have in common that the same rules hold
+// policyClass is what the isolated endpoints have in common that the same rules hold
 // for. Its number stands for it in the kernel.
-type class struct {
+type policyClass struct {
 	dir    direction
 	text   string // what it allows, in one spelling
 	number uint32
@@ -95,8 +95,8 @@ func peerText(namespace string, p *state.PolicyPeer) string {
 var everybody = [len(versions)]netip.Prefix{V4: netip.MustParsePrefix("0.0.0.0/0"), V6: netip.MustParsePrefix("::/0")}
 
 // newClass makes the class of what policies allow.
-func newClass(d direction, text string, policies []*state.Policy) *class {
-	c := &class{dir: d, text: text, known: make(map[*group]allowed)}
+func newClass(d direction, text string, policies []*state.Policy) *policyClass {
+	c := &policyClass{dir: d, text: text, known: make(map[*group]allowed)}
 	var nets [len(versions)][]peerNet
 	for _, p := range policies {
 		rules, _ := d.of(p)
@@ -130,7 +130,7 @@ func newClass(d direction, text string, policies []*state.Policy) *class {
 type group struct {
 	sample  *state.Endpoint
 	addrs   map[netip.Addr]struct{}
-	classes map[*class]struct{} // that let it through
+	classes map[*policyClass]struct{} // that let it through
 }
 
 func groupKey(e *state.Endpoint) string {
@@ -144,7 +144,7 @@ func groupKey(e *state.Endpoint) string {
 
 // meet notes what a class lets through of a group, and reports whether
 // that is anything.
-func meet(c *class, id *group) bool {
+func meet(c *policyClass, id *group) bool {
 	var a allowed
 	for _, p := range c.peers {
 		if p.peer.Is(p.namespace, id.sample) {
@@ -159,7 +159,7 @@ func meet(c *class, id *group) bool {
 }
 
 // part from a class that is no longer in use.
-func (c *class) part() {
+func (c *policyClass) part() {
 	for id := range c.known {
 		delete(id.classes, c)
 	}

@@ -41,7 +41,7 @@ func (j *Judgement) Allowed() bool {
 
 // Judge says from a view alone what policies and the isolation of networks make
 // of a new connection between two addresses. The destination is that of a
-// backend, not of a service. It looks at everything: for people, and for tests
+// backend, not of a service. It looks at anything: for people, and for tests
 // of the rules, with which it shares nothing.
 func Judge(v *state.View, src, dst netip.Addr, proto uint8, port uint16) Judgement {
 	j := Judgement{Src: netip.AddrPortFrom(src, 0), Dst: netip.AddrPortFrom(dst, port)}

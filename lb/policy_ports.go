@@ -9,12 +9,12 @@ import (
 	"nodenet/state"
 )
 
-// allowed is what a rule lets through: nothing (empty), everything, or ranges
+// allowed is what a rule lets through: nothing (empty), anything, or ranges
 // of ports, five bytes each (protocol, first, last), sorted and apart from one
 // another. Equal ones are equal strings.
 type allowed string
 
-const everything allowed = "*"
+const anything allowed = "*"
 
 type portRange struct {
 	proto       uint8
@@ -22,7 +22,7 @@ type portRange struct {
 }
 
 func (a allowed) ranges() []portRange {
-	if a == everything {
+	if a == anything {
 		return nil
 	}
 	out := make([]portRange, 0, len(a)/5)
@@ -54,10 +54,10 @@ func allow(rs []portRange) allowed {
 	return allowed(b)
 }
 
-// allowPorts is what the ports of a rule let through; none: everything.
+// allowPorts is what the ports of a rule let through; none: anything.
 func allowPorts(ports []state.PolicyPort) allowed {
 	if len(ports) == 0 {
-		return everything
+		return anything
 	}
 	var rs []portRange
 	for _, p := range ports {
@@ -75,13 +75,13 @@ func (a allowed) and(b allowed) allowed {
 		return a
 	case a == "":
 		return b
-	case a == everything || b == everything:
-		return everything
+	case a == anything || b == anything:
+		return anything
 	}
 	return allow(append(a.ranges(), b.ranges()...))
 }
 
-// allPorts is the number that everything has in the kernel.
+// allPorts is the number that anything has in the kernel.
 const allPorts = 1
 
 // peerNet is a prefix without some parts, and what comes from it or goes there.

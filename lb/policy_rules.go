@@ -176,7 +176,7 @@ func policyChains() []Chain {
 	}
 	onPorts := func(name string) Chain {
 		return Chain{Name: name, Rules: append([]Rule{
-			{MatchPriority{allPorts}, ClearPriority{}, goBack},
+			{MatchPriority{^class(0), allPorts}, ClearPriority{}, goBack},
 			{inL4, MatchSet{Fields: []Field{priority, proto, dport}, Set: "polports"}, ClearPriority{}, goBack},
 		}, denied...)}
 	}

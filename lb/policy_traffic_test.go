@@ -117,22 +117,11 @@ func policyTraffic(t *testing.T, tp *topology) {
 // between them is sent to the bridge.
 func TestPolicyTraffic6(t *testing.T) {
 	tp := newTopology(t, testView())
-	for _, s := range []*space{tp.node, tp.w1, tp.w2} {
-		s.sysctl("net/ipv6/conf/all/accept_dad", "0")
-		s.sysctl("net/ipv6/conf/default/accept_dad", "0")
-	}
-	tp.node.sysctl("net/ipv6/conf/nn-t0/accept_dad", "0")
-	tp.node.sysctl("net/ipv6/conf/all/forwarding", "1")
-	tp.node.up("nn-t0", "fd00:10:244::1/120")
 	for i, w := range []*space{tp.w1, tp.w2} {
-		w.sysctl("net/ipv6/conf/eth0/accept_dad", "0")
-		w.up("eth0", fmt.Sprintf("fd00:10:244::%d/120", i+2))
-		var l net.Listener
-		eventually(t, "the address can be used", func() (ok bool) {
-			var err error
-			l, err = w.Listen("tcp6", fmt.Sprintf("[fd00:10:244::%d]:8080", i+2))
-			return err == nil
-		})
+		l, err := w.Listen("tcp6", fmt.Sprintf("[fd00:10:244::%d]:8181", i+2))
+		if err != nil {
+			t.Fatal(err)
+		}
 		t.Cleanup(func() { l.Close() })
 		go func() {
 			for {
@@ -167,9 +156,9 @@ func TestPolicyTraffic6(t *testing.T) {
 		w.policies["a/p"] = step.policy
 		tp.set(w.view())
 		for from, want := range step.to {
-			s, dst := tp.w2, "[fd00:10:244::2]:8080"
+			s, dst := tp.w2, "[fd00:10:244::2]:8181"
 			if from == "w1" {
-				s, dst = tp.w1, "[fd00:10:244::3]:8080"
+				s, dst = tp.w1, "[fd00:10:244::3]:8181"
 			}
 			if want == "timeout" {
 				if got := s.call("tcp6", dst); got != want {
@@ -181,7 +170,7 @@ func TestPolicyTraffic6(t *testing.T) {
 			// is no longer tentative (RFC 4862 §5.4).
 			eventually(t, step.name+", from "+from, func() bool { return s.call("tcp6", dst) == want })
 		}
-		if got := tp.node.call("tcp6", "[fd00:10:244::2]:8080"); got != "w1 fd00:10:244::1" {
+		if got := tp.node.call("tcp6", "[fd00:10:244::2]:8181"); got != "w1 fd00:10:244::1" {
 			t.Errorf("%s, from the node: %s", step.name, got)
 		}
 	}

@@ -3,6 +3,7 @@ package lb
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,19 @@ func ProbeKernel() (fix string, err error) {
 		return fixFor(err), err
 	}
 	return "", nil
+}
+
+// TracksSCTP reports whether the kernel's connection tracking knows SCTP. One
+// that does not cannot translate its ports, and which it knows shows in what
+// can be configured; nothing is there to read before tracking is used at all,
+// and then it is assumed.
+func TracksSCTP() bool {
+	const dir = "/proc/sys/net/netfilter/"
+	if _, err := os.Stat(dir + "nf_conntrack_max"); err != nil {
+		return true
+	}
+	_, err := os.Stat(dir + "nf_conntrack_sctp_timeout_established")
+	return err == nil
 }
 
 func probe() error {

@@ -1,16 +1,12 @@
 package lb
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 )
 
 // TableName is the name of our tables, in the families inet and bridge.
 const TableName = "nodenet"
-
-// classes says which bucket sizes have a chain.
-type classes [MaxSlots + 1]bool
 
 // Ruleset returns the nftables objects of a table. It is pure.
 //
@@ -21,19 +17,9 @@ func (t Table) Ruleset() Ruleset {
 	inet.Sets = append(t.bigSets(), t.smallSets()...)
 	inet.Sets = append(inet.Sets, t.networkSets()...)
 	inet.Sets = append(inet.Sets, t.policy.of("inet")...)
-	lb, np := t.buckets()
-	inet.Sets = append(inet.Sets, bucketSet("bkt", "lb", lb), bucketSet("npbkt", "np", np))
-	inet.Chains = append(t.chains(), policyChains()...)
-	for n := range lb {
-		if lb[n] {
-			inet.Chains = append(inet.Chains, lbChain(n))
-		}
-	}
-	for n := range np {
-		if np[n] {
-			inet.Chains = append(inet.Chains, npChain(n))
-		}
-	}
+	made := t.chainset()
+	inet.Sets = append(inet.Sets, made.bucketSets()...)
+	inet.Chains = slices.Concat(t.chains(), policyChains(), made.chains())
 	addrs := slices.Clone(t.Addrs)
 	for _, v := range versions {
 		if a := t.resolver(v); a.IsValid() {
@@ -43,53 +29,16 @@ func (t Table) Ruleset() Ruleset {
 	return Ruleset{Tables: []TableSpec{inet, t.bridgeTable()}, Addrs: addrs, routes: t.routes}
 }
 
-// buckets returns the bucket sizes in use, and those that already exist in
+// chainset returns the chains that the table needs, and those that exist in
 // the kernel: a chain once made is kept until the table is rebuilt.
-func (t *Table) buckets() (lb, np classes) {
-	lb, np = t.lbClasses, t.npClasses
-	for i := range t.Services {
-		lb[len(t.Services[i].Backends)] = true
-	}
-	for i := range t.NodePorts {
-		np[len(t.NodePorts[i].Backends)] = true
-	}
-	lb[0], np[0] = false, false
-	return lb, np
-}
-
-func bucketSet(name, prefix string, c classes) Set {
-	s := Set{Name: name, Decl: "type classid : verdict", Key: []Kind{KindClass}, Val: []Kind{KindVerdict}}
-	for n := range c {
-		if c[n] {
-			s.Elems = append(s.Elems, bucketElem(prefix, n))
+func (t *Table) chainset() chainset {
+	c := newChainset().with(t.made)
+	for _, list := range [][]Service{t.Services, t.NodePorts} {
+		for i := range list {
+			c.need(&list[i])
 		}
 	}
-	s.sort()
-	return s
-}
-
-func bucketElem(prefix string, n int) Elem {
-	return Elem{Key: string(key(nil).host(uint32(n))), Val: fmt.Sprintf("%s-%d", prefix, n)}
-}
-
-// lbChain picks one of n slots. The priority is cleared again, because a
-// packet of the host's own keeps it up to the queueing discipline.
-func lbChain(n int) Chain {
-	return bucketChain(fmt.Sprintf("lb-%d", n), func(v Version) DNATMap {
-		return DNATMap{v, []Field{v.daddr(), proto, dport, slot(n)}, v.name("eps")}
-	})
-}
-
-func npChain(n int) Chain {
-	return bucketChain(fmt.Sprintf("np-%d", n), func(v Version) DNATMap {
-		return DNATMap{v, []Field{proto, dport, slot(n)}, v.name("npeps")}
-	})
-}
-
-// bucketChain serves both versions: a service may have as many backends of
-// the one as another has of the other.
-func bucketChain(name string, to func(Version) DNATMap) Chain {
-	return Chain{Name: name, Rules: []Rule{{ClearPriority{}, inL4, to(V4)}, {inL4, to(V6)}}}
+	return c
 }
 
 var (
@@ -99,7 +48,6 @@ var (
 	goBack  = Do{Verb: "return"}
 	reset   = Reject{Reset: true}
 	fullTCP = MatchProto{TCP}
-	fullUDP = MatchProto{UDP}
 )
 
 // never are the host's own addresses that node ports and published ports do
@@ -121,7 +69,7 @@ func jump(c string) Rule { return Rule{Do{"jump", c}} }
 // and IPv6 costs it one comparison where a chain is left unmatched.
 func (t *Table) chains() []Chain {
 	v4, v6 := t.versionRules(V4), t.versionRules(V6)
-	raw, guard := v4.raw, []Rule{jump("guard")}
+	raw, guard := v4.raw, []Rule{{MatchPriority{Mask: afterMask, Value: after}, Do{"jump", "marked"}}, jump("guard")}
 	if len(v6.raw) > 0 {
 		raw = append(raw, Rule{MatchIPv6{}, Do{"jump", "raw6"}})
 	}
@@ -154,16 +102,34 @@ func (t *Table) chains() []Chain {
 		{Name: "guard_out", Type: "filter", Hook: "output", Priority: -90, Rules: guard},
 		{Name: "forward", Type: "filter", Hook: "forward", Priority: 0, Rules: forward},
 		{Name: "post", Type: "nat", Hook: "postrouting", Priority: 100, Rules: post},
-	}, v4.chains(V4), []Chain{{Name: "raw6", Rules: v6.raw}}, v6.chains(V6))
+	}, v4.chains(V4), []Chain{{Name: "raw6", Rules: v6.raw}}, v6.chains(V6), marked())
+}
+
+// marked returns the chains of classes that have no slots, and the one for
+// packets that still have a class after translation: those of sticky services,
+// for which is learned who got which backend, and those that nobody is there
+// for. Translation is no place to refuse a packet.
+func marked() []Chain {
+	refused := MatchPriority{Mask: ^class(0), Value: refusing}
+	rules := []Rule{{refused, fullTCP, reset}}
+	for _, v := range versions {
+		rules = append(rules, Rule{refused, Reject{V: v}})
+	}
+	return []Chain{
+		{Name: "marked", Rules: append(rules, Rule{ProtoVmap{"learners"}}, Rule{ClearPriority{}})},
+		{Name: "nowhere", Rules: []Rule{{drop}}},
+		{Name: "later", Rules: []Rule{{accept}}},
+	}
 }
 
 // versionRules are the rules of the chains that exist for each version.
-type versionRules struct{ raw, dispatch, vip, host, guard, resolver, undelivered, translated []Rule }
+type versionRules struct{ raw, dispatch, vip, external, host, guard, resolver, undelivered, translated []Rule }
 
 func (r *versionRules) chains(v Version) []Chain {
 	return []Chain{
 		{Name: v.name("dispatch"), Rules: r.dispatch},
 		{Name: v.name("vip"), Rules: r.vip},
+		{Name: v.name("external"), Rules: r.external},
 		{Name: v.name("host"), Rules: r.host},
 		{Name: v.name("guard"), Rules: r.guard},
 		{Name: v.name("resolver"), Rules: r.resolver},
@@ -199,20 +165,31 @@ func (t *Table) versionRules(v Version) versionRules {
 		}
 		r.vip = []Rule{{known, MatchEcho{v}, DNATAddr{a}}}
 	}
-	r.vip = append(r.vip, Rule{inL4, SetPriority{target, v.name("svc")}, PriorityVmap{"bkt"}})
+	served := []Rule{
+		{inL4, SetPriority{target, v.name("svc")}, PriorityVmap{"bkt"}},
+		{inL4, SetPriority{target, v.name("ranges")}, PriorityVmap{"bkt"}},
+	}
+	r.vip = append(r.vip, served...)
+	// An address of the host's own has other ports than ours.
+	r.external = append(served, Rule{MatchLocal{daddr}, Do{"goto", v.name("host")}})
+	if a := t.resolver(v); a.IsValid() {
+		r.external = append(r.external, Rule{MatchEcho{v}, DNATAddr{a}})
+	}
+	r.external = append(r.external, Rule{inL4, PutPriority{refusing}})
 	if p := t.serviceRange(v); p.IsValid() {
 		in := MatchAddr{F: daddr, Prefix: p}
 		r.dispatch = append(r.dispatch, Rule{in, Do{"goto", v.name("vip")}})
 		r.guard = append(r.guard, Rule{in, Do{"goto", v.name("undelivered")}})
 	}
+	r.dispatch = append(r.dispatch, Rule{MatchSet{Fields: []Field{daddr}, Set: v.name("external")}, Do{"goto", v.name("external")}})
 	var own Rule
 	for _, p := range never(v) {
 		own = append(own, MatchAddr{F: daddr, Not: true, Prefix: p})
 	}
 	r.dispatch = append(r.dispatch, append(own, MatchLocal{daddr}, Do{"goto", v.name("host")}))
 	r.host = []Rule{
-		{inL4, DNATMap{v, target, v.name("publish")}},
-		{inL4, DNATMap{v, []Field{proto, dport}, v.name("publishany")}},
+		{inL4, DNATMap{V: v, Fields: target, Map: v.name("publish")}},
+		{inL4, DNATMap{V: v, Fields: []Field{proto, dport}, Map: v.name("publishany")}},
 		{inL4, SetPriority{[]Field{proto, dport}, v.name("npsvc")}, PriorityVmap{"npbkt"}},
 	}
 	if v == V6 {
@@ -224,7 +201,7 @@ func (t *Table) versionRules(v Version) versionRules {
 	r.undelivered = append(r.undelivered,
 		Rule{MatchState{}, drop},
 		Rule{known, fullTCP, reset},
-		Rule{known, fullUDP, refuse},
+		Rule{known, inL4, refuse},
 		Rule{drop},
 	)
 	r.translated = []Rule{

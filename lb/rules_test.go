@@ -26,6 +26,8 @@ func goldenTables() map[string]Table {
 		"full":             Derive(testView(), testLocal()),
 		"empty":            Derive(&state.View{}, testLocal()),
 		"bare":             Derive(&state.View{}, bare),
+		"options":          Derive(optionView(optionServices()...), testLocal()),
+		"sticky":           Derive(optionView(stickyService(10800, "10.244.0.2:8080", "10.244.1.2:8080@other")), testLocal()),
 		"resolver-outside": Derive(state.NewView(state.View{}, nil, []*state.ServiceView{only4}), norange),
 	}
 }

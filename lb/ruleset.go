@@ -10,7 +10,8 @@ import (
 
 // Ruleset is everything of ours in nftables: what Table.Ruleset gives, what
 // the kernel is compared with, and what Trace walks. It prints itself as nft
-// text that `nft -f` accepts.
+// text that `nft -f` accepts;
+// chain learn asks for nft newer than 1.0.6, which lists it all the same.
 type Ruleset struct {
 	Tables []TableSpec
 	// Addrs are the node's own addresses, for Trace; they are not programmed.
@@ -33,7 +34,10 @@ type Set struct {
 	Decl     string // its nft declaration: `type …` or `typeof …`
 	Key, Val []Kind
 	Interval bool
-	Elems    []Elem // sorted by Key
+	// Learned is how many elements the rules may add by themselves, with a time
+	// after which they go; 0: none. They are nobody's to compare or delete.
+	Learned int
+	Elems   []Elem // sorted by Key
 }
 
 // Chain is a chain; Type is empty unless it is a base chain.
@@ -183,9 +187,9 @@ func (s *Set) text(e Elem) string {
 				b.WriteString(" . ")
 			}
 			n := kind.size()
-			first, last := format(s.Key[i:i+1], k[:n]), format(s.Key[i:i+1], end[:n])
-			if b.WriteString(first); last != first {
-				b.WriteString("-" + last)
+			b.WriteString(format(s.Key[i:i+1], k[:n]))
+			if k[:n] != end[:n] {
+				b.WriteString("-" + format(s.Key[i:i+1], end[:n]))
 			}
 			k, end = k[n:], end[n:]
 		}
@@ -211,6 +215,9 @@ func (r Ruleset) String() string {
 			fmt.Fprintf(&b, "\t%s %s {\n\t\t%s\n", what, s.Name, s.Decl)
 			if s.Interval {
 				b.WriteString("\t\tflags interval\n")
+			}
+			if s.Learned > 0 {
+				fmt.Fprintf(&b, "\t\tsize %d\n\t\tflags dynamic,timeout\n", s.Learned)
 			}
 			for k, e := range s.Elems {
 				if k == 0 {

@@ -12,22 +12,8 @@ func targetKinds(v Version) []Kind { return []Kind{addrKind(v), KindProto, KindP
 // addrType is how nft declares an address of a version.
 func addrType(v Version) string { return [...]string{V4: "ipv4_addr", V6: "ipv6_addr"}[v] }
 
-// slotSets are the two maps of one kind of service for one version: how many
-// slots it has, and what is in them.
-func slotSets(v Version, nodePorts bool) (cls, slots Set) {
-	h := v.header()
-	what, key, names := h+" daddr . meta l4proto . th dport", targetKinds(v), [2]string{"svc", "eps"}
-	if nodePorts {
-		what, key, names = "meta l4proto . th dport", key[1:], [2]string{"npsvc", "npeps"}
-	}
-	cls = Set{Name: v.name(names[0]), Decl: "typeof " + what + " : meta priority", Key: key, Val: []Kind{KindClass}}
-	slots = Set{Name: v.name(names[1]), Decl: "typeof " + what + " . numgen random mod 256 : " + h + " daddr . th dport",
-		Key: append(slices.Clip(key), KindSlot), Val: []Kind{addrKind(v), KindPort}}
-	return cls, slots
-}
-
 // bigSets are those that grow with services and backends. Later changes of
-// them are found service by service, see diffServices.
+// them are found port by port, see portDiff.
 func (t *Table) bigSets() []Set {
 	var out []Set
 	for _, nodePorts := range []bool{false, true} {
@@ -36,56 +22,16 @@ func (t *Table) bigSets() []Set {
 			list = t.NodePorts
 		}
 		for _, v := range versions {
-			cls, slots := slotSets(v, nodePorts)
-			for i := range list {
-				s := &list[i]
-				if versionOf(s.VIP) != v {
-					continue
-				}
-				k := s.key()
-				if n := len(s.Backends); n > 0 {
-					cls.Elems = append(cls.Elems, classElem(k, n))
-				}
-				for n, b := range s.Backends {
-					slots.Elems = append(slots.Elems, slotElem(k, n, b))
+			sets := portSets(v, nodePorts)
+			fill(&sets, v, list)
+			for _, s := range sets {
+				if s.Name != "" {
+					out = append(out, s)
 				}
 			}
-			cls.sort()
-			slots.sort()
-			out = append(out, cls, slots)
 		}
 	}
 	return out
-}
-
-// nodePort reports whether it is reached by the host's own addresses.
-func (s *Service) nodePort() bool { return anyAddr(s.VIP) }
-
-// anyAddr reports whether an address stands for all of the host's own: the
-// invalid one for those of IPv4, :: for those of IPv6.
-func anyAddr(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() }
-
-// anyOf is the address that stands for all of the host's own of a version.
-func anyOf(v Version) netip.Addr {
-	if v == V6 {
-		return netip.IPv6Unspecified()
-	}
-	return netip.Addr{}
-}
-
-func (s *Service) key() key {
-	if s.nodePort() {
-		return key(nil).proto(s.Proto).port(s.Port)
-	}
-	return keyTarget(Target{s.VIP, s.Proto, s.Port})
-}
-
-func classElem(k key, n int) Elem {
-	return Elem{Key: string(k), Val: string(key(nil).host(uint32(n)))}
-}
-
-func slotElem(k key, n int, b netip.AddrPort) Elem {
-	return Elem{Key: string(slices.Clip(k).host(uint32(n))), Val: keyAddrPort(b)}
 }
 
 // smallSets are those that grow with this node's own workloads and networks.
@@ -93,6 +39,7 @@ func (t *Table) smallSets() []Set {
 	l4 := Set{Name: "l4", Decl: "type inet_proto", Key: []Kind{KindProto}}
 	l4.add(key(nil).proto(TCP), "")
 	l4.add(key(nil).proto(UDP), "")
+	l4.add(key(nil).proto(SCTP), "")
 	links := Set{Name: "links", Decl: "type ifname", Key: []Kind{KindIfname}}
 	for _, l := range t.Links {
 		links.add(key(nil).ifname(l), "")
@@ -124,6 +71,20 @@ func (t *Table) addrSets(v Version) []Set {
 			vips.add(key(nil).addr(a), "")
 		}
 	}
+	external := Set{Name: v.name("external"), Decl: "type " + typ, Key: []Kind{kind}}
+	for _, a := range t.External {
+		if versionOf(a) == v {
+			external.add(key(nil).addr(a), "")
+		}
+	}
+	ids := Set{Name: v.name("ids"), Decl: "type " + typ + " . inet_proto . inet_service : classid", Key: targetKinds(v), Val: []Kind{KindClass}}
+	for _, x := range t.Sticky {
+		if versionOf(x.Addr) == v {
+			ids.add(keyTarget(x), idOf(x))
+		}
+	}
+	aff := Set{Name: v.name("aff"), Decl: "type " + typ + " . " + typ + " . inet_proto . inet_service : classid",
+		Key: append([]Kind{kind}, targetKinds(v)...), Val: []Kind{KindClass}, Learned: maxLearned}
 	hairpin := Set{Name: v.name("hairpin"), Decl: "type " + typ + " . " + typ, Key: []Kind{kind, kind}}
 	var last netip.Addr
 	for _, b := range t.LocalBackends {
@@ -150,11 +111,18 @@ func (t *Table) addrSets(v Version) []Set {
 		inside.Elems = append(inside.Elems, Elem{Key: string(key(nil).addr(first).addr(first)), End: string(key(nil).addr(end).addr(end))})
 	}
 	return []Set{
-		vips, hairpin, remote,
+		vips, external, hairpin, remote, ids, aff,
 		intervals(v, "masq", t.Masquerade), intervals(v, "cluster", t.Cluster), intervals(v, "local", t.Local),
 		inside,
 	}
 }
+
+// idOf is the value of a backend in map ids.
+func idOf(x Target) string { return backendID(netip.AddrPortFrom(x.Addr, x.Port)).elem() }
+
+// maxLearned is how many clients' backends the kernel remembers; what comes
+// beyond is balanced as if there were no affinity. About 100 bytes each.
+const maxLearned = 1 << 18
 
 func publishSets(ps []Publish) []Set {
 	var out []Set

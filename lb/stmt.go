@@ -53,7 +53,7 @@ func (v Version) name(base string) string {
 // Field is a part of a packet, or of what the kernel knows about it.
 type Field struct {
 	ID  FieldID
-	Mod uint32  // of FieldSlot: a random number below Mod
+	Mod uint32  // of FieldSlot and FieldHash: a number below Mod
 	V   Version // of an address
 }
 
@@ -69,8 +69,10 @@ const (
 	FieldIif
 	FieldOif
 	FieldOrigDaddr // destination before translation
+	FieldOrigDport
 	FieldSlot
-	FieldPriority // of the packet: what SetPriority stored
+	FieldHash     // of the client's address, below Mod; the same on every node
+	FieldPriority // the packet's
 )
 
 var (
@@ -80,14 +82,13 @@ var (
 	iif   = Field{ID: FieldIif}
 	oif   = Field{ID: FieldOif}
 
-	priority = Field{ID: FieldPriority}
+	origDport = Field{ID: FieldOrigDport}
+	priority  = Field{ID: FieldPriority}
 )
 
 func (v Version) saddr() Field     { return Field{ID: FieldSaddr, V: v} }
 func (v Version) daddr() Field     { return Field{ID: FieldDaddr, V: v} }
 func (v Version) origDaddr() Field { return Field{ID: FieldOrigDaddr, V: v} }
-
-func slot(n int) Field { return Field{ID: FieldSlot, Mod: uint32(n)} }
 
 func (f Field) String() string {
 	switch f.ID {
@@ -107,10 +108,14 @@ func (f Field) String() string {
 		return "oifname"
 	case FieldOrigDaddr:
 		return "ct original " + f.V.header() + " daddr"
-	case FieldPriority:
-		return "meta priority"
+	case FieldOrigDport:
+		return "ct original proto-dst"
 	case FieldSlot:
 		return fmt.Sprintf("numgen random mod %d", f.Mod)
+	case FieldHash:
+		return fmt.Sprintf("jhash %s saddr mod %d seed 0x%x", f.V.header(), f.Mod, uint32(maglevSeed))
+	case FieldPriority:
+		return "meta priority"
 	}
 	return "?"
 }
@@ -124,6 +129,11 @@ func (f Field) size() int {
 
 func (f Field) isAddr() bool {
 	return f.ID == FieldSaddr || f.ID == FieldDaddr || f.ID == FieldOrigDaddr
+}
+
+// versioned reports whether it can be had of packets of one version only.
+func (f Field) versioned() bool {
+	return f.isAddr() || f.ID == FieldHash
 }
 
 func concat(fs []Field) string {
@@ -185,13 +195,30 @@ type (
 	}
 	// ClearPriority sets the packet's priority to zero.
 	ClearPriority struct{}
+	// PutPriority sets the packet's priority to a class.
+	PutPriority struct{ Class class }
+	// MatchPriority compares bits of the packet's priority.
+	MatchPriority struct{ Mask, Value class }
+	// Learn adds an element with the packet's priority as value to a map, or
+	// renews the time after which it goes.
+	Learn struct {
+		V       Version
+		Fields  []Field
+		Map     string
+		Seconds uint32
+	}
 	// PriorityVmap continues in the chain that a map gives for the priority.
 	PriorityVmap struct{ Map string }
-	// DNATMap rewrites the destination to what a map gives.
+	// ProtoVmap continues in the chain that a map gives for the transport
+	// protocol.
+	ProtoVmap struct{ Map string }
+	// DNATMap rewrites the destination to what a map gives: address and port or,
+	// with KeepPort, the address.
 	DNATMap struct {
-		V      Version
-		Fields []Field
-		Map    string
+		V        Version
+		Fields   []Field
+		Map      string
+		KeepPort bool
 	}
 	// DNATAddr rewrites the destination address.
 	DNATAddr struct{ Addr netip.Addr }
@@ -258,7 +285,21 @@ func (s MatchSet) String() string { return concat(s.Fields) + " " + not(s.Not) +
 func (s SetPriority) String() string {
 	return "meta priority set " + concat(s.Fields) + " map @" + s.Map
 }
+func (s PutPriority) String() string {
+	return "meta priority set " + format([]Kind{KindClass}, s.Class.elem())
+}
+func (s MatchPriority) String() string {
+	is := format([]Kind{KindClass}, s.Value.elem())
+	if s.Mask == ^class(0) {
+		return "meta priority " + is
+	}
+	return "meta priority & " + format([]Kind{KindClass}, s.Mask.elem()) + " == " + is
+}
+func (s Learn) String() string {
+	return fmt.Sprintf("update @%s { %s timeout %ds : meta priority }", s.Map, concat(s.Fields), s.Seconds)
+}
 func (ClearPriority) String() string  { return "meta priority set none" }
+func (s ProtoVmap) String() string    { return "meta l4proto vmap @" + s.Map }
 func (s PriorityVmap) String() string { return "meta priority vmap @" + s.Map }
 func (s DNATMap) String() string {
 	return "dnat " + s.V.header() + " to " + concat(s.Fields) + " map @" + s.Map

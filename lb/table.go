@@ -16,10 +16,12 @@ const (
 	ICMP   uint8 = 1
 	TCP    uint8 = 6
 	UDP    uint8 = 17
+	SCTP   uint8 = 132
 	ICMPv6 uint8 = 58
 )
 
-// MaxSlots is how many backends of one port are used: one chain a bucket size.
+// MaxSlots is how many slots a port has at most, but for consistent tables:
+// one chain a number of slots. So many backends of a port are used.
 const MaxSlots = 256
 
 // Local is what a node knows of itself and the cluster's records do not say.
@@ -43,6 +45,9 @@ type Local struct {
 	// NodePortFirst and NodePortLast bound the node ports that are used; both
 	// zero: no bound.
 	NodePortFirst, NodePortLast uint16
+	// NoSCTP says that the kernel does not track SCTP, so that it cannot be
+	// translated; see TracksSCTP.
+	NoSCTP bool
 }
 
 // BridgeInfo is a network's bridge on this node.
@@ -67,6 +72,7 @@ type Table struct {
 	// ready backends: unknown ports there are refused, other addresses of
 	// the ranges are dropped.
 	VIPs          []netip.Addr
+	External      []netip.Addr // addresses outside of the ranges on which services answer
 	Services      []Service
 	NodePorts     []Service
 	Publishes     []Publish // loopback ones excluded
@@ -76,6 +82,7 @@ type Table struct {
 	Local         []netip.Prefix // where local backends live
 	LocalBackends []LocalBackend
 	Remote        []Target // targets of node and published ports that are not on this node
+	Sticky        []Target // backends that clients keep
 	Bridges       []Bridge
 	routes        []Bridge // what is behind which bridge, for Trace
 	Links         []string // devices of ours, bridges included
@@ -85,19 +92,28 @@ type Table struct {
 	// Warnings say what was left out and why, one line each.
 	Warnings []string
 
-	policy               policySets
-	services, backends   int     // for people
-	lbClasses, npClasses classes // chains that exist already
+	policy             policySets
+	services, backends int      // for people
+	made               chainset // chains that exist already
 }
 
-// Service is one port of a service, or one node port, with its ready backends,
-// all of one version.
+// Service is one port of a service on one of its addresses, or one node port,
+// with its backends, all of one version.
 type Service struct {
 	Name     string     // "<namespace>/<name>"
-	VIP      netip.Addr // invalid: a node port of IPv4; ::: one of IPv6
+	VIP      netip.Addr // or an external address; invalid: a node port of IPv4; ::: one of IPv6
 	Proto    uint8
 	Port     uint16
-	Backends []netip.AddrPort // order is the order of slots
+	Last     uint16           // last port of a range, whose backends listen on the same ports; 0: one port
+	Backends []netip.AddrPort // the slots; of a range with its first port
+	Rule     class            // how a slot is found and what is asked before; without slots: what becomes of clients
+	Affinity uint32           // for how many seconds a client keeps its backend; 0: it does not
+	// Sources are the clients that may use it, with fromSome in Rule; HostAddrs
+	// the host's addresses on which a node port answers, with onSome.
+	Sources, HostAddrs []netip.Prefix
+	// Lasting are the backends whose flows go on, draining ones included, and
+	// Dead those whose flows are ended. They are sorted.
+	Lasting, Dead []netip.AddrPort
 }
 
 // Publish is a published port of the node's own addresses.
@@ -171,6 +187,8 @@ func protoNumber(s string) uint8 {
 		return TCP
 	case "udp":
 		return UDP
+	case "sctp":
+		return SCTP
 	}
 	return 0
 }
@@ -185,6 +203,8 @@ func protoName(p uint8) string {
 		return "tcp"
 	case UDP:
 		return "udp"
+	case SCTP:
+		return "sctp"
 	}
 	return fmt.Sprint(p)
 }
@@ -208,6 +228,8 @@ func Derive(v *state.View, l Local) Table {
 // include adds a part.
 func (t *Table) include(sc *scope, p *part) {
 	t.VIPs = append(t.VIPs, p.vips...)
+	t.External = append(t.External, p.externals...)
+	t.Sticky = append(t.Sticky, p.sticky...)
 	if len(p.vips) > 0 {
 		t.services++
 	}
@@ -249,6 +271,10 @@ func (t *Table) finish() {
 	t.Services, t.NodePorts = byKey(t.Services), byKey(t.NodePorts)
 	slices.SortFunc(t.VIPs, netip.Addr.Compare)
 	t.VIPs = slices.Compact(t.VIPs)
+	slices.SortFunc(t.External, netip.Addr.Compare)
+	t.External = slices.Compact(t.External)
+	slices.SortFunc(t.Sticky, compareTarget)
+	t.Sticky = slices.Compact(t.Sticky)
 	slices.SortFunc(t.LocalBackends, func(a, b LocalBackend) int { return compareTarget(a.Target, b.Target) })
 	t.LocalBackends = slices.CompactFunc(t.LocalBackends, func(a, b LocalBackend) bool { return a.Target == b.Target })
 	slices.SortFunc(t.Remote, compareTarget)

@@ -171,7 +171,7 @@ func TestDeriveLeavesOut(t *testing.T) {
 		local,
 		svc("out", "203.0.113.1", "tcp", 80, 0, "10.244.0.2:80"),
 		svc("port", "10.96.0.31", "tcp", 80, 80, "10.244.0.2:80"),
-		svc("sctp", "10.96.0.32", "sctp", 80, 0, "10.244.0.2:80"),
+		svc("odd", "10.96.0.32", "dccp", 80, 0, "10.244.0.2:80"),
 		svc("zz", "10.96.0.31", "tcp", 80, 0, "10.244.0.3:80"),
 	}
 	many := svc("many", "10.96.0.33", "tcp", 80, 0)
@@ -182,9 +182,9 @@ func TestDeriveLeavesOut(t *testing.T) {
 	tab := Derive(v, testLocal())
 	want := []string{
 		"service default/many port 80: 300 backends, the first 256 are used",
+		`service default/odd port 80: protocol "dccp" is not balanced: use tcp, udp or sctp`,
 		"service default/out: vip 203.0.113.1 is outside the service range 10.96.0.0/12",
 		"service default/port: node port 80 is outside 30000-32767",
-		`service default/sctp port 80: protocol "sctp" is not balanced: use tcp or udp`,
 		"port 80/tcp of service default/zz is taken by service default/port",
 	}
 	if diff := cmp.Diff(want, tab.Warnings); diff != "" {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"nodenet/state"
 )
@@ -25,6 +27,8 @@ import (
 //	w1 10.244.0.2 ─┐
 //	               nn-t0 10.244.0.1  node  eth0 192.0.2.11 ── 192.0.2.1 outside
 //	w2 10.244.0.3 ─┘                                          10.244.1.2 "the other node's workload"
+//
+// and the same in IPv6: fd00:10:244::2, ::3, gateway ::1; 2001:db8::11 and ::1; fd00:10:244::102.
 type topology struct {
 	t                   *testing.T
 	node, w1, w2, outer *space
@@ -58,8 +62,14 @@ func (s *space) up(link string, addrs ...string) {
 			p, scope, _ := strings.Cut(a, " ")
 			na, err := netlink.ParseAddr(p)
 			s.must("parse "+a, err)
-			if scope == "host" {
+			switch scope {
+			case "host":
 				na.Scope = int(netlink.SCOPE_HOST)
+			case "deprecated": // never a source
+				na.ValidLft, na.PreferedLft = math.MaxUint32, 0
+			}
+			if na.IP.To4() == nil {
+				na.Flags = unix.IFA_F_NODAD
 			}
 			s.must("add "+a, netlink.AddrAdd(l, na))
 		}
@@ -108,21 +118,32 @@ func (s *space) veth(name string, peer *space, peerName string) {
 func newTopology(t *testing.T, v *state.View) *topology {
 	tp := &topology{t: t, node: newSpace(t), w1: newSpace(t), w2: newSpace(t), outer: newSpace(t)}
 	n := tp.node
+	// While a link-local address is tentative, for a second or two, neighbours
+	// do not find each other for sure.
+	for _, s := range []*space{tp.node, tp.w1, tp.w2, tp.outer} {
+		s.sysctl("net/ipv6/conf/all/accept_dad", "0")
+		s.sysctl("net/ipv6/conf/default/accept_dad", "0")
+	}
 	n.do(func() {
 		la := netlink.LinkAttrs{Name: "nn-t0", HardwareAddr: mac(1)}
 		n.must("add bridge", netlink.LinkAdd(&netlink.Bridge{LinkAttrs: la}))
 	})
-	n.up("lo", "10.96.0.10/32 host")
-	n.up("nn-t0", "10.244.0.1/24")
+	n.up("lo", "10.96.0.10/32 host", "fd00:10:96::a/128 deprecated")
+	n.up("nn-t0", "10.244.0.1/24", "fd00:10:244::1/120")
 	n.veth("eth0", tp.outer, "eth0")
-	n.up("eth0", "192.0.2.11/24", "192.0.2.13/24")
-	tp.outer.up("eth0", "192.0.2.1/24")
-	tp.outer.up("lo", "10.244.1.2/32")
+	n.up("eth0", "192.0.2.11/24", "192.0.2.13/24", "2001:db8::11/64", "2001:db8::13/64 deprecated")
+	tp.outer.up("eth0", "192.0.2.1/24", "2001:db8::1/64")
+	tp.outer.up("lo", "10.244.1.2/32", "fd00:10:244::102/128")
 	tp.outer.route("10.96.0.0/12", "192.0.2.11", "", "192.0.2.1")
 	tp.outer.route("10.244.0.0/24", "192.0.2.11", "", "10.244.1.2")
 	n.route("10.96.0.0/12", "", "lo", "192.0.2.11")
 	n.route("10.244.1.0/24", "192.0.2.1", "", "")
+	tp.outer.route("fd00:10:96::/108", "2001:db8::11", "", "2001:db8::1")
+	tp.outer.route("fd00:10:244::/120", "2001:db8::11", "", "fd00:10:244::102")
+	n.route("fd00:10:96::/108", "", "nn-t0", "2001:db8::11") // lo would refuse: ip6_route_info_create
+	n.route("fd00:10:244::100/120", "2001:db8::1", "", "")
 	n.sysctl("net/ipv4/ip_forward", "1")
+	n.sysctl("net/ipv6/conf/all/forwarding", "1")
 	n.sysctl("net/ipv4/conf/all/send_redirects", "0")
 	n.sysctl("net/ipv4/conf/nn-t0/send_redirects", "0")
 	for i, w := range []*space{tp.w1, tp.w2} {
@@ -138,12 +159,16 @@ func newTopology(t *testing.T, v *state.View) *topology {
 		})
 		n.up(port)
 		w.up("lo")
-		w.up("eth0", fmt.Sprintf("10.244.0.%d/24", i+2))
+		w.up("eth0", fmt.Sprintf("10.244.0.%d/24", i+2), fmt.Sprintf("fd00:10:244::%d/120", i+2))
 		w.route("default", "10.244.0.1", "", "")
+		w.route("::/0", "fd00:10:244::1", "", "")
 		w.serve(fmt.Sprintf("w%d", i+1), "0.0.0.0:8080", "0.0.0.0:5353")
+		w.serve(fmt.Sprintf("w%d", i+1), "[::]:8080", "[::]:5353")
 	}
 	tp.outer.serve("far", "10.244.1.2:8080", "10.244.1.2:5353")
+	tp.outer.serve("far", "[fd00:10:244::102]:8080", "[fd00:10:244::102]:5353")
 	tp.outer.serve("internet", "192.0.2.1:7000", "192.0.2.1:7001")
+	tp.outer.serve("internet", "[2001:db8::1]:7000", "[2001:db8::1]:7001")
 	if t.Failed() {
 		t.FailNow()
 	}
@@ -219,11 +244,11 @@ func (s *space) Dial(ctx context.Context, network, address string) (c net.Conn, 
 // serve answers "<name> <address of the client>" on a TCP and a UDP port.
 func (s *space) serve(name, tcp, udp string) {
 	s.t.Helper()
-	l, err := s.Listen("tcp4", tcp)
+	l, err := s.Listen(network("tcp", ap(tcp).Addr()), tcp)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	pc, err := s.ListenPacket("udp4", udp)
+	pc, err := s.ListenPacket(network("udp", ap(udp).Addr()), udp)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -285,15 +310,19 @@ func (s *space) call(network, address string) string {
 // ping sends one echo request and reports whether it is answered.
 func (s *space) ping(a netip.Addr) bool {
 	s.t.Helper()
-	c, err := s.ListenPacketICMP()
+	v := versionOf(a)
+	c, err := s.ListenPacketICMP(v)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer c.Close()
-	msg := []byte{8, 0, 0, 0, 0x4e, 0x4e, 0, 1}
+	msg, reply := []byte{8, 0, 0, 0, 0x4e, 0x4e, 0, 1}, byte(0)
 	sum := uint32(0x0800 + 0x4e4e + 1)
 	sum = ^(sum&0xffff + sum>>16)
 	msg[2], msg[3] = byte(sum>>8), byte(sum)
+	if v == V6 { // the kernel writes the checksum (RFC 3542 §3.1)
+		msg[0], reply = 128, 129
+	}
 	if _, err := c.WriteTo(msg, &net.IPAddr{IP: a.AsSlice()}); err != nil {
 		return false
 	}
@@ -304,13 +333,28 @@ func (s *space) ping(a netip.Addr) bool {
 		if err != nil {
 			return false
 		}
-		if n >= 8 && b[0] == 0 && from.String() == a.String() {
+		if n >= 8 && b[0] == reply && from.String() == a.String() {
 			return true
 		}
 	}
 }
 
-func (s *space) ListenPacketICMP() (c net.PacketConn, err error) {
-	s.do(func() { c, err = net.ListenPacket("ip4:icmp", "0.0.0.0") })
+func (s *space) ListenPacketICMP(v Version) (c net.PacketConn, err error) {
+	at := [...][2]string{V4: {"ip4:icmp", "0.0.0.0"}, V6: {"ip6:ipv6-icmp", "::"}}[v]
+	s.do(func() { c, err = net.ListenPacket(at[0], at[1]) })
 	return c, err
+}
+
+// forgetNeighbours empties the table of IPv6 neighbours.
+func (s *space) forgetNeighbours() {
+	s.t.Helper()
+	s.do(func() {
+		ns, err := netlink.NeighList(0, netlink.FAMILY_V6)
+		s.must("list neighbours", err)
+		for i := range ns {
+			if ns[i].State&(netlink.NUD_NOARP|netlink.NUD_PERMANENT) == 0 {
+				s.must("forget neighbour", netlink.NeighDel(&ns[i]))
+			}
+		}
+	})
 }

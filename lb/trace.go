@@ -76,7 +76,7 @@ type tracer struct {
 	rs    Ruleset
 	table *TableSpec
 	p     Packet
-	orig  netip.Addr
+	orig  netip.AddrPort // destination before translation
 	prio  uint32
 	out   string // device; known after routing
 	in    string // chain whose rules are looked at
@@ -88,7 +88,7 @@ type tracer struct {
 // node's own addresses are local, a bridge's prefix is behind the bridge, all
 // else is behind the uplink.
 func Trace(rs Ruleset, p Packet) Verdict {
-	t := &tracer{rs: rs, p: p, orig: p.Dst}
+	t := &tracer{rs: rs, p: p, orig: netip.AddrPortFrom(p.Dst, p.Dport)}
 	t.v.Action = "accept"
 	if t.table = rs.table("bridge"); t.table != nil && p.In != "" {
 		t.base("filter", "prerouting")
@@ -229,17 +229,26 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 				return "", ""
 			}
 			t.prio = binary.NativeEndian.Uint32([]byte(e.Val))
-		case ClearPriority:
-			t.prio = 0
+		case PutPriority:
+			t.prio = uint32(s.Class)
 		case MatchPriority:
-			if t.prio != s.N {
+			if class(t.prio)&s.Mask != s.Value {
 				return "", ""
 			}
+		case Learn: // what it remembers is of no use to this packet
+		case ClearPriority:
+			t.prio = 0
 		case MatchKnown: // packets are the first of a flow
 			return "", ""
 		case Count:
 		case PriorityVmap:
 			e, ok := t.ask(s.Map, key(nil).host(t.prio))
+			if !ok {
+				return "", ""
+			}
+			return "goto", e.Val
+		case ProtoVmap:
+			e, ok := t.ask(s.Map, key(nil).proto(t.p.Proto))
 			if !ok {
 				return "", ""
 			}
@@ -252,7 +261,12 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 			if !ok {
 				return "", ""
 			}
-			to := readAddrPort(e.Val)
+			to := netip.AddrPortFrom(t.p.Dst, t.p.Dport)
+			if s.KeepPort {
+				to = netip.AddrPortFrom(readAddr(e.Val), to.Port())
+			} else {
+				to = readAddrPort(e.Val)
+			}
 			t.p.Dst, t.p.Dport, t.v.DNAT = to.Addr(), to.Port(), true
 			return "accept", ""
 		case DNATAddr:
@@ -298,7 +312,7 @@ func (t *tracer) addr(f Field) netip.Addr {
 	case FieldSaddr:
 		return t.p.Src
 	case FieldOrigDaddr:
-		return t.orig
+		return t.orig.Addr()
 	}
 	return t.p.Dst
 }
@@ -309,7 +323,7 @@ func (t *tracer) is(v Version) bool { return versionOf(t.p.Src) == v }
 // has reports whether the packet has the fields: those of the other version's
 // header do not match.
 func (t *tracer) has(fields []Field) bool {
-	return !slices.ContainsFunc(fields, func(f Field) bool { return f.isAddr() && !t.is(f.V) })
+	return !slices.ContainsFunc(fields, func(f Field) bool { return f.versioned() && !t.is(f.V) })
 }
 
 // lookup finds the packet's fields in a set.
@@ -329,10 +343,14 @@ func (t *tracer) lookup(name string, fields []Field) (Elem, bool) {
 			k = k.ifname(t.p.In)
 		case FieldOif:
 			k = k.ifname(t.out)
-		case FieldPriority:
-			k = k.host(t.prio)
+		case FieldOrigDport:
+			k = k.port(t.orig.Port())
 		case FieldSlot:
 			k = k.host(t.p.Rand % f.Mod)
+		case FieldHash:
+			k = k.host(scale(hashAddr(t.p.Src), f.Mod))
+		case FieldPriority:
+			k = k.host(t.prio)
 		}
 	}
 	return t.ask(name, k)

@@ -32,10 +32,12 @@ func TestTraffic(t *testing.T) {
 			tp := newTopology(t, testView())
 			if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err == nil {
 				tp.node.sysctl("net/bridge/bridge-nf-call-iptables", nf)
+				tp.node.sysctl("net/bridge/bridge-nf-call-ip6tables", nf)
 			} else if nf == "1" {
 				t.Skip("needs br_netfilter")
 			}
 			traffic(t, tp)
+			traffic6(t, tp)
 		})
 	}
 }

@@ -63,6 +63,10 @@ func (n *Node) runDeclare(ctx context.Context) error {
 		select {
 		case <-hup:
 			n.reload(ctx)
+		case <-n.redeclare:
+			if err := n.declare(ctx, n.newest); err != nil && ctx.Err() == nil {
+				n.log.Error("published ports of the Nodefile not declared", "err", err)
+			}
 		case <-ctx.Done():
 			return nil
 		}
@@ -127,9 +131,11 @@ func (n *Node) reloadServers() ([]config.Server, error) {
 // declare makes the node's own records equal to cfg: adds, changes and
 // removes, touching only those that came from a Nodefile.
 func (n *Node) declare(ctx context.Context, cfg *config.Config) error {
-	want := n.declarations(cfg)
+	var withheld []portConflict
 	_, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
 		var ops []state.Op
+		want := n.declarations(cfg)
+		withheld = n.withhold(sn, want[state.KindPublish])
 		drop := func(k state.Kind, key, source string) {
 			if _, keep := want[k][key]; !keep && source == sourceNodefile {
 				ops = append(ops, state.Del(state.Owner, k, key))
@@ -165,6 +171,10 @@ func (n *Node) declare(ctx context.Context, cfg *config.Config) error {
 		}
 		return ops, nil
 	})
+	if err == nil {
+		n.newest = cfg
+		n.noteWithheld(withheld)
+	}
 	return err
 }
 
@@ -184,14 +194,15 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 		GossipPort: cfg.Cluster.GossipPort, SyncPort: cfg.Cluster.SyncPort,
 		PublicKey: n.identity.Public(), VTEPMAC: n.self.VTEPMAC(), BootID: n.bootID, Version: n.opts.Version,
 		Started: n.started.Unix(), Networks: hex.EncodeToString(sum.Sum(nil)[:8]), OnLink: l.OnLink,
+		LANs: n.lans(),
 	}
 	for _, c := range cfg.Service {
-		s := serviceRecord(c)
+		s := serviceRecord(&c, sourceNodefile)
 		want[state.KindService][s.Key()] = s
 	}
 	for _, c := range cfg.Publishes {
 		p := state.Publish{
-			HostAddr: c.HostAddr, Protocol: c.Protocol, HostPort: c.HostPort,
+			HostAddr: c.HostAddr, Protocol: c.Protocol, HostPort: c.HostPort, Last: c.Last,
 			Target: c.Target.Addr(), Port: c.Target.Port(), Source: sourceNodefile,
 		}
 		want[state.KindPublish][p.Key()] = p
@@ -211,22 +222,6 @@ func networkRecord(c config.Network) state.Network {
 		Pin: c.Pin, Source: sourceNodefile, NoSearch: c.NoSearch, Peers: c.Peers,
 	}
 	return nw
-}
-
-func serviceRecord(c config.Service) state.Service {
-	s := state.Service{
-		Namespace: c.Namespace, Name: c.Name, VIP: c.VIP, Selector: c.Select, Headless: c.Headless,
-		External: c.External, NodePorts: c.NodePorts, Check: c.Check, Source: sourceNodefile,
-	}
-	for _, p := range c.Ports {
-		s.Ports = append(s.Ports, state.ServicePort{
-			Name: p.Name, Protocol: p.Protocol, Port: p.Port, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,
-		})
-	}
-	for _, b := range c.Backends {
-		s.Backends = append(s.Backends, state.Backend{Namespace: c.Namespace, Service: c.Name, Addr: b.Addr(), Port: b.Port()})
-	}
-	return s
 }
 
 // serviceSpecs lists the rings that services take their addresses and node

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"math"
@@ -81,7 +80,7 @@ func TestWhatLeavesTheNodefileLeavesTheTables(t *testing.T) {
 	if err := n.declare(t.Context(), &cfg); err != nil {
 		t.Fatal(err)
 	}
-	if got := n.services(n.store.Snapshot().View()); len(got) != 1 || got[0].Source != sourceNodefile {
+	if got := n.services(n.store.Snapshot()); len(got) != 1 || got[0].Source != sourceNodefile {
 		t.Fatalf("services %+v, want db from the Nodefile", got)
 	}
 	if err := n.removeService(t.Context(), "db"); code(err) != api.CodeReadOnly {
@@ -93,7 +92,7 @@ func TestWhatLeavesTheNodefileLeavesTheTables(t *testing.T) {
 	if err := n.declare(t.Context(), n.cfg); err != nil {
 		t.Fatal(err)
 	}
-	if got := n.services(n.store.Snapshot().View()); len(got) != 0 {
+	if got := n.services(n.store.Snapshot()); len(got) != 0 {
 		t.Errorf("services %+v, want none", got)
 	}
 }
@@ -134,12 +133,22 @@ func TestServiceMistakes(t *testing.T) {
 		"no port":             {func(s *api.ServiceSpec) { s.Ports = nil }, api.CodeInvalid},
 		"port 0":              {func(s *api.ServiceSpec) { s.Ports[0].Port = 0 }, api.CodeInvalid},
 		"port twice":          {func(s *api.ServiceSpec) { s.Ports = append(s.Ports, s.Ports[0]) }, api.CodeInvalid},
-		"sctp":                {func(s *api.ServiceSpec) { s.Ports[0].Protocol = "sctp" }, api.CodeInvalid},
+		"unknown protocol":    {func(s *api.ServiceSpec) { s.Ports[0].Protocol = "icmp" }, api.CodeInvalid},
+		"ports overlap":       {func(s *api.ServiceSpec) { s.Ports = append(s.Ports, api.ServicePort{Port: 70, Last: 90}) }, api.CodeInvalid},
 		"VIP outside":         {func(s *api.ServiceSpec) { s.VIP = netip.MustParseAddr("192.0.2.1") }, api.CodeInvalid},
 		"VIP of the resolver": {func(s *api.ServiceSpec) { s.VIP = n.cfg.Services.DNS }, api.CodeInvalid},
 		"node port outside":   {func(s *api.ServiceSpec) { s.Ports[0].NodePort = 80 }, api.CodeInvalid},
 		"bad backend":         {func(s *api.ServiceSpec) { s.Backends = []string{"host"} }, api.CodeInvalid},
-		"unknown check":       {func(s *api.ServiceSpec) { s.Check = "http" }, api.CodeInvalid},
+		"bad weight":          {func(s *api.ServiceSpec) { s.Backends = []string{"192.0.2.1=300"} }, api.CodeInvalid},
+		"unknown check":       {func(s *api.ServiceSpec) { s.Check = "ping" }, api.CodeInvalid},
+		"probe without check": {func(s *api.ServiceSpec) { s.Probe = &api.Probe{Rise: 2} }, api.CodeInvalid},
+		"timeout > interval":  {func(s *api.ServiceSpec) { s.Check, s.Probe = "tcp", &api.Probe{TimeoutMillis: 5000} }, api.CodeInvalid},
+		"relative program":    {func(s *api.ServiceSpec) { s.Check, s.Probe = "exec", &api.Probe{Command: []string{"ls"}} }, api.CodeInvalid},
+		"unknown balance":     {func(s *api.ServiceSpec) { s.Balance = "roundrobin" }, api.CodeInvalid},
+		"half a second":       {func(s *api.ServiceSpec) { s.SlowStartMillis = 500 }, api.CodeInvalid},
+		"outside without way": {func(s *api.ServiceSpec) { s.Outside = "local" }, api.CodeInvalid},
+		"address in network":  {func(s *api.ServiceSpec) { s.Addresses = []netip.Addr{netip.MustParseAddr("10.244.0.9")} }, api.CodeInvalid},
+		"own health port":     {func(s *api.ServiceSpec) { s.HealthPort = 7947 }, api.CodeInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := web("")
@@ -249,15 +258,6 @@ func TestJoinListMayNameThisHost(t *testing.T) {
 	got := othersOf([]string{"127.0.0.1", "127.0.0.1:7947", "192.0.2.77", "node2.example"})
 	if len(got) != 2 || got[0] != "192.0.2.77" || got[1] != "node2.example" {
 		t.Errorf("others %v, want those that are not this host", got)
-	}
-}
-
-func TestReasonsAreShort(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), healthTimeout)
-	defer cancel()
-	err := dialTCP(ctx, netip.MustParseAddrPort("127.0.0.1:1"))
-	if err == nil || reason(err) != "connection refused" {
-		t.Errorf("got %v", err)
 	}
 }
 

@@ -259,7 +259,7 @@ func (n *Node) routes() http.Handler {
 	mux.HandleFunc("GET "+api.PathLeases, get(n.leaseList))
 	mux.HandleFunc("GET "+api.PathNetworks, get(n.networkList))
 	mux.HandleFunc("GET "+api.PathServices, get(func(context.Context) ([]api.Service, error) {
-		return n.services(n.store.Snapshot().View()), nil
+		return n.services(n.store.Snapshot()), nil
 	}))
 	mux.HandleFunc("POST "+api.PathServices, post(n.addService))
 	mux.HandleFunc("DELETE "+api.PathServices, remove("name", n.removeService))
@@ -288,6 +288,7 @@ func (n *Node) routes() http.Handler {
 	mux.HandleFunc("POST "+api.PathDNSTop, post(n.dnsTop))
 	mux.HandleFunc("POST "+api.PathDNSWait, post(n.waitName))
 	mux.HandleFunc("GET "+api.PathDoctor, get(n.doctor))
+	n.serviceRoutes(mux)
 	n.clusterRoutes(mux)
 	return mux
 }

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -13,8 +12,6 @@ import (
 	"nodenet/state"
 )
 
-const sourceCommand = "command"
-
 // addService stores a service made by command, with its explicit backends as
 // records of their own and what it asks to have allocated, in one transaction.
 func (n *Node) addService(ctx context.Context, r api.ServiceSpec) (*api.Service, error) {
@@ -23,6 +20,9 @@ func (n *Node) addService(ctx context.Context, r api.ServiceSpec) (*api.Service,
 	}
 	s, backends, err := n.parseService(r)
 	if err != nil {
+		return nil, err
+	}
+	if err := n.checkNodePorts(s); err != nil {
 		return nil, err
 	}
 	rev, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
@@ -46,7 +46,7 @@ func (n *Node) addService(ctx context.Context, r api.ServiceSpec) (*api.Service,
 		return nil, err
 	}
 	n.settle(ctx, rev)
-	for _, sv := range n.services(n.store.Snapshot().View()) {
+	for _, sv := range n.services(n.store.Snapshot()) {
 		if sv.Name == s.Name && sv.Namespace == s.Namespace {
 			return &sv, nil
 		}
@@ -68,65 +68,29 @@ func dropBackends(sn *state.Snapshot, service string, keep map[string]bool) []st
 	return ops
 }
 
-func (n *Node) parseService(r api.ServiceSpec) (state.Service, []state.Backend, error) {
-	s := state.Service{
-		Namespace: cmp.Or(r.Namespace, "default"), Name: r.Name, VIP: r.VIP, Selector: r.Select, Headless: r.Headless,
-		External: strings.TrimSuffix(r.External, "."), NodePorts: r.NodePorts, Check: r.Check, Source: sourceCommand,
+// declaredElsewhere says that a service is not a command's to change.
+func declaredElsewhere(sn *state.Snapshot, rec *state.Record, s *state.Service, fix string) error {
+	where := "in the Nodefile of "
+	if s.Source == sourceLabel {
+		where = "by labels of endpoints on "
 	}
-	if !isLabel(s.Name) || !isLabel(s.Namespace) {
-		return s, nil, invalid("service name %s.%s: want DNS labels (a-z, 0-9 and -, at most 63 characters)", s.Name, s.Namespace)
-	}
-	if len(r.Ports) == 0 && s.External == "" && !s.Headless {
-		return s, nil, invalid("service %s: no port given: add --port [NAME=]PORT[:TARGET][/PROTO]", s.FullName())
-	}
-	if r.VIP.IsValid() {
-		rng := n.cfg.Services.Prefix
-		switch {
-		case !rng.Contains(r.VIP):
-			return s, nil, invalid("service %s: VIP %s is outside the service range %s", s.FullName(), r.VIP, rng)
-		case r.VIP == n.cfg.Services.DNS:
-			return s, nil, invalid("service %s: VIP %s is the resolver's address", s.FullName(), r.VIP)
-		case s.Headless:
-			return s, nil, invalid("service %s: a headless service has no VIP", s.FullName())
+	return &api.Error{Message: fmt.Sprintf("service %s is declared %s%s: %s", s.FullName(), where, nodeName(sn.View(), rec.ID.Owner), fix), Code: api.CodeReadOnly}
+}
+
+// dropSaid removes what operators said of a service's backends, and what nodes
+// found out about them for all.
+func dropSaid(sn *state.Snapshot, service string) (ops []state.Op) {
+	for rec := range state.All[state.Admin](sn) {
+		if strings.HasPrefix(rec.ID.Key, service+"/") {
+			ops = append(ops, state.Del(state.Cluster, state.KindAdmin, rec.ID.Key))
 		}
 	}
-	if s.Check != "" && s.Check != "tcp" {
-		return s, nil, invalid("service %s: check %q: want tcp", s.FullName(), s.Check)
+	for rec := range state.All[state.Health](sn) {
+		if rec.ID.Class == state.Cluster && strings.HasPrefix(rec.ID.Key, service+"/") {
+			ops = append(ops, state.Del(state.Cluster, state.KindHealth, rec.ID.Key))
+		}
 	}
-	seen := map[string]bool{}
-	for _, p := range r.Ports {
-		p.Protocol = cmp.Or(p.Protocol, "tcp")
-		if p.Protocol != "tcp" && p.Protocol != "udp" {
-			return s, nil, invalid("service %s: protocol %q: want tcp or udp", s.FullName(), p.Protocol)
-		}
-		if p.Port == 0 {
-			return s, nil, invalid("service %s: port 0: want 1 to 65535", s.FullName())
-		}
-		if np := n.cfg.Services.NodePorts; p.NodePort != 0 && !np.Contains(p.NodePort) {
-			return s, nil, invalid("service %s: node port %d is outside %d-%d", s.FullName(), p.NodePort, np.First, np.Last)
-		}
-		key := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
-		if seen[key] {
-			return s, nil, invalid("service %s: port %s is given twice", s.FullName(), key)
-		}
-		seen[key] = true
-		s.Ports = append(s.Ports, state.ServicePort{
-			Name: p.Name, Protocol: p.Protocol, Port: p.Port, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,
-		})
-	}
-	var backends []state.Backend
-	for _, text := range r.Backends {
-		b := state.Backend{Namespace: s.Namespace, Service: s.Name}
-		if ap, err := netip.ParseAddrPort(text); err == nil {
-			b.Addr, b.Port = ap.Addr(), ap.Port()
-		} else if a, err := netip.ParseAddr(text); err == nil {
-			b.Addr = a
-		} else {
-			return s, nil, invalid("service %s: backend %q: want ADDRESS or ADDRESS:PORT", s.FullName(), text)
-		}
-		backends = append(backends, b)
-	}
-	return s, backends, nil
+	return ops
 }
 
 // checkService refuses what another service has.
@@ -134,7 +98,7 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 	for rec, o := range state.All[state.Service](sn) {
 		if o.Key() == s.Key() {
 			if rec.ID.Class == state.Owner {
-				return &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: change it there", s.FullName(), nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
+				return declaredElsewhere(sn, &rec, o, "change it there")
 			}
 			continue
 		}
@@ -146,8 +110,19 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 				if p.NodePort != 0 && p.NodePort == q.NodePort && p.Protocol == q.Protocol {
 					return &api.Error{Message: fmt.Sprintf("node port %d/%s belongs to service %s", p.NodePort, p.Protocol, o.FullName()), Code: api.CodeExists}
 				}
+				for _, a := range s.Addresses {
+					if slices.Contains(o.Addresses, a) && p.Protocol == q.Protocol && p.Port <= max(q.Port, q.Last) && q.Port <= max(p.Port, p.Last) {
+						return &api.Error{Message: fmt.Sprintf("port %d/%s of address %s belongs to service %s", max(p.Port, q.Port), p.Protocol, a, o.FullName()), Code: api.CodeExists}
+					}
+				}
 			}
 		}
+		if s.HealthPort != 0 && s.HealthPort == o.HealthPort {
+			return &api.Error{Message: fmt.Sprintf("health port %d belongs to service %s", s.HealthPort, o.FullName()), Code: api.CodeExists}
+		}
+	}
+	if s.HealthPort != 0 && n.ownPort(sn, state.Publish{Protocol: "tcp", HostPort: s.HealthPort}) != 0 {
+		return invalid("health port %d is the node's own, towards its peers: choose another", s.HealthPort)
 	}
 	for rec, a := range state.All[state.VIP](sn) {
 		if rec.ID.Key == s.Key() {
@@ -179,12 +154,12 @@ func (n *Node) removeService(ctx context.Context, name string) error {
 		if _, ok := state.Lookup[state.Service](sn, state.ID{Class: state.Cluster, Kind: state.KindService, Key: key}); !ok {
 			for rec, o := range state.All[state.Service](sn) {
 				if o.Key() == key {
-					return nil, &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: remove it there", name, nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
+					return nil, declaredElsewhere(sn, &rec, o, "remove it there")
 				}
 			}
 			return nil, &api.Error{Message: fmt.Sprintf("no service %s", name), Code: api.CodeNotFound}
 		}
-		return append(dropBackends(sn, key, nil),
+		return append(append(dropBackends(sn, key, nil), dropSaid(sn, key)...),
 			state.Del(state.Cluster, state.KindService, key), state.Del(state.Cluster, state.KindVIP, key)), nil
 	})
 	if err != nil {
@@ -192,102 +167,6 @@ func (n *Node) removeService(ctx context.Context, name string) error {
 	}
 	n.settle(ctx, rev)
 	return nil
-}
-
-// addPublish publishes a port of this node.
-func (n *Node) addPublish(ctx context.Context, r api.Publish) (*api.Publish, error) {
-	if err := n.waitDeclared(ctx); err != nil {
-		return nil, err
-	}
-	p := state.Publish{
-		HostAddr: r.HostAddr, Protocol: cmp.Or(r.Protocol, "tcp"), HostPort: r.HostPort, Target: r.Target, Port: r.Port,
-		Source: sourceCommand,
-	}
-	switch {
-	case p.Protocol != "tcp" && p.Protocol != "udp":
-		return nil, invalid("publish: protocol %q: want tcp or udp", p.Protocol)
-	case p.HostPort == 0 || p.Port == 0:
-		return nil, invalid("publish: port 0: want 1 to 65535")
-	case !p.Target.IsValid():
-		return nil, invalid("publish: no target address given")
-	}
-	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
-		if err := n.checkPublish(sn, p); err != nil {
-			return nil, err
-		}
-		return []state.Op{state.Put(state.Owner, state.KindPublish, p.Key(), p)}, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	n.settle(ctx, rev)
-	out := publishOf(p)
-	return &out, nil
-}
-
-// checkPublish refuses a host port that is taken: by another published port,
-// by a node port or by what the node itself needs to reach its peers.
-func (n *Node) checkPublish(sn *state.Snapshot, p state.Publish) error {
-	for rec, o := range state.All[state.Publish](sn) {
-		if rec.ID.Owner != n.self || o.Protocol != p.Protocol || o.HostPort != p.HostPort {
-			continue
-		}
-		if o.HostAddr == p.HostAddr || !o.HostAddr.IsValid() || !p.HostAddr.IsValid() {
-			return &api.Error{Message: fmt.Sprintf("port %s is published already: to %s:%d", o.Key(), o.Target, o.Port), Code: api.CodeExists}
-		}
-	}
-	if !p.HostAddr.IsLoopback() && n.ownPort(sn, p.Protocol, p.HostPort) {
-		return invalid("port %d/%s is the node's own, towards its peers: publish another", p.HostPort, p.Protocol)
-	}
-	if np := n.cfg.Services.NodePorts; np.Contains(p.HostPort) {
-		return invalid("port %d lies in the node-port range %d-%d: publish another, or use a service with a node port", p.HostPort, np.First, np.Last)
-	}
-	return nil
-}
-
-// ownPort reports whether peers speak to this node on a port: published, it
-// would cut the node off.
-func (n *Node) ownPort(sn *state.Snapshot, proto string, port uint16) bool {
-	switch c := n.cfg.Cluster; {
-	case port == c.GossipPort, port == c.SyncPort && proto == "tcp":
-		return true
-	case proto != "udp":
-		return false
-	}
-	for rec, nw := range state.All[state.Network](sn) {
-		if rec.ID.Owner == n.self && nw.Port == port {
-			return true
-		}
-	}
-	return false
-}
-
-func (n *Node) removePublish(ctx context.Context, key string) error {
-	if err := n.waitDeclared(ctx); err != nil {
-		return err
-	}
-	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
-		p, ok := state.Lookup[state.Publish](sn, state.ID{Class: state.Owner, Kind: state.KindPublish, Owner: n.self, Key: key})
-		switch {
-		case !ok:
-			return nil, &api.Error{Message: fmt.Sprintf("no published port %s on this node", key), Code: api.CodeNotFound}
-		case p.Source == sourceNodefile:
-			return nil, &api.Error{Message: fmt.Sprintf("published port %s is declared in the Nodefile: remove it there", key), Code: api.CodeReadOnly}
-		}
-		return []state.Op{state.Del(state.Owner, state.KindPublish, key)}, nil
-	})
-	if err != nil {
-		return err
-	}
-	n.settle(ctx, rev)
-	return nil
-}
-
-func publishOf(p state.Publish) api.Publish {
-	return api.Publish{
-		Key: p.Key(), HostAddr: p.HostAddr, Protocol: p.Protocol, HostPort: p.HostPort, Target: p.Target, Port: p.Port,
-		Endpoint: p.Endpoint, Source: p.Source,
-	}
 }
 
 // leaveCluster hands the node's address space over, says so to the peers and

@@ -326,7 +326,7 @@ func needsVIP(s *state.ServiceView) bool {
 	if !s.VIP.IsValid() && !s.Service.VIP.IsValid() && !s.Headless {
 		return true
 	}
-	return s.NodePorts && slices.ContainsFunc(s.Ports, func(p state.ServicePort) bool { return p.NodePort == 0 })
+	return s.NodePorts && slices.ContainsFunc(s.Ports, func(p state.ServicePort) bool { return p.NodePort == 0 && p.Last == 0 })
 }
 
 func (n *Node) assigner(sn *state.Snapshot, v *state.View, s *state.ServiceView) state.NodeID {
@@ -366,7 +366,7 @@ func (n *Node) vipOps(sn *state.Snapshot, s state.Service) ([]state.Op, error) {
 		for _, p := range s.Ports {
 			key := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
 			switch {
-			case p.NodePort != 0:
+			case p.NodePort != 0 || p.Last != 0: // a range has none
 			case old != nil && old.NodePorts[key] != 0:
 				vip.NodePorts[key] = old.NodePorts[key]
 			default:

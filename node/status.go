@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -31,7 +30,7 @@ func (n *Node) status(context.Context) (*api.Status, error) {
 		Version: n.opts.Version, Node: n.cfg.Node.Name, NodeID: string(n.self), Zone: n.cfg.Node.Zone,
 		Advertise: n.localNow().Advertise, Started: n.started.Unix(),
 		Cluster: g.Cluster, ClusterID: g.ClusterID, Revision: v.Rev,
-		Services: n.services(v),
+		Services: n.services(sn),
 	}
 	s.Synced = g.Synced
 	if s.Stale = !g.Heard && g.Known > 0; s.Stale {
@@ -42,6 +41,7 @@ func (n *Node) status(context.Context) (*api.Status, error) {
 		s.Networks = append(s.Networks, n.networkStatus(sn, v, &v.Networks[i]))
 	}
 	s.Subsystems = n.subsystems(v)
+	s.Conflicts = append(s.Conflicts, n.healthPorts.Faults()...)
 	for _, c := range n.conflicts(sn, v) {
 		s.Conflicts = append(s.Conflicts, fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser))
 	}
@@ -140,6 +140,12 @@ func (n *Node) subsystems(v *state.View) []api.SubsystemStatus {
 		{Name: "dhcp", OK: h.OK, Desired: v.Rev, Applied: h.Applied, Detail: h.Detail, Error: h.Error, Fix: h.Fix},
 		{Name: "gossip", OK: g.OK, Desired: v.Rev, Applied: v.Rev, Detail: g.Detail, Error: g.Error, Fix: g.Fix},
 	}
+	if s, ok := n.portStatus(v.Rev); ok {
+		parts = append(parts, s)
+	}
+	if a := n.announce.Status(); len(a.Addrs) > 0 || !a.OK {
+		parts = append(parts, api.SubsystemStatus{Name: "announce", OK: a.OK, Desired: v.Rev, Applied: a.Applied, Detail: a.Detail, Error: a.Error, Fix: a.Fix})
+	}
 	if err := n.store.SaveError(); err != nil {
 		parts = append(parts, api.SubsystemStatus{
 			Name: "state", Desired: v.Rev, Applied: v.Rev, Error: "the last write failed, nothing new can be accepted: " + err.Error(),
@@ -161,34 +167,6 @@ func (n *Node) freePart(network string) float64 {
 		return 0
 	}
 	return 1 - float64(use.Used)/float64(use.Total)
-}
-
-func (n *Node) services(v *state.View) []api.Service {
-	out := []api.Service{}
-	names := map[string]string{}
-	for e := range v.Endpoints() {
-		names[e.ID] = cmp.Or(e.Name, e.ID)
-	}
-	for s := range v.Services() {
-		a := api.Service{
-			Name: s.Name, Namespace: s.Namespace, VIP: s.VIP, Headless: s.Headless, External: s.External,
-			Select: s.Selector, Source: s.Source, Ready: s.Ready(), Total: len(s.Backends), Backends: []api.ServiceBackend{},
-		}
-		for _, p := range s.Ports {
-			a.Ports = append(a.Ports, api.ServicePort{
-				Name: p.Name, Protocol: p.Protocol, Port: p.Port, Target: p.Target, TargetName: p.TargetName, NodePort: p.NodePort,
-			})
-		}
-		for _, b := range s.Backends {
-			ab := api.ServiceBackend{Addr: b.Addr, Ports: b.Targets, Name: names[b.Endpoint], Ready: b.Ready, Why: b.Why}
-			if b.Node != "" {
-				ab.Node = nodeName(v, b.Node)
-			}
-			a.Backends = append(a.Backends, ab)
-		}
-		out = append(out, a)
-	}
-	return out
 }
 
 func (n *Node) endpointList(context.Context) ([]api.Endpoint, error) {

@@ -74,6 +74,7 @@ func (n *Node) apply(sn *state.Snapshot) {
 	plan := overlay.Derive(v, l)
 	n.overlay.Set(plan)
 	n.lb.Set(v, n.lbLocal(v, l, plan))
+	n.setAnnounced(v)
 	n.dns.SetAddrs(n.dnsAddrs(v, l))
 	n.dns.Set(v)
 	n.dhcp.Set(n.scopes(v))
@@ -116,6 +117,7 @@ func (n *Node) lbLocal(v *state.View, l overlay.Local, plan overlay.Plan) lb.Loc
 		Self: n.self, Range: l.ServiceRange, Resolver: l.Resolver,
 		ClusterPrefixes: []netip.Prefix{l.ServiceRange}, NodeAddrs: n.hostAddrs,
 		NodePortFirst: n.cfg.Services.NodePorts.First, NodePortLast: n.cfg.Services.NodePorts.Last,
+		NoSCTP: !lb.TracksSCTP(),
 	}
 	macs := map[string]net.HardwareAddr{}
 	for _, b := range plan.Bridges {

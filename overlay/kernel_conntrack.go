@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -15,27 +14,32 @@ type Conntrack struct{}
 // Conntrack returns the connection tracking table of the host.
 func (o *Overlay) Conntrack() Conntrack { return Conntrack{} }
 
-// Flush deletes the entries whose original destination is dst and port. An
-// invalid dst stands for every address.
-func (Conntrack) Flush(proto uint8, dst netip.Addr, port uint16) error {
-	f := &netlink.ConntrackFilter{}
-	if err := f.AddProtocol(proto); err != nil {
-		return fmt.Errorf("flush conntrack: %w", err)
-	}
-	if err := f.AddPort(netlink.ConntrackOrigDstPort, port); err != nil {
-		return fmt.Errorf("flush conntrack of port %d: %w", port, err)
-	}
+// Delete deletes the flows of a protocol and an IP version for which stale says
+// so, and returns how many there were. dst is where the first packet was sent,
+// backend is who answers: the same where nothing was translated. All flows of
+// the version are listed once.
+func (Conntrack) Delete(proto uint8, ipv6 bool, stale func(dst, backend netip.AddrPort) bool) (int, error) {
 	family := netlink.InetFamily(netlink.FAMILY_V4)
-	if dst.IsValid() {
-		if dst.Is6() {
-			family = netlink.FAMILY_V6
-		}
-		if err := f.AddIP(netlink.ConntrackOrigDstIP, net.IP(dst.AsSlice())); err != nil {
-			return fmt.Errorf("flush conntrack of %s: %w", dst, err)
-		}
+	if ipv6 {
+		family = netlink.FAMILY_V6
 	}
-	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f); err != nil {
-		return fmt.Errorf("flush conntrack of %s port %d: %w", dst, port, err)
+	n, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, flowFilter{proto, stale})
+	if err != nil {
+		return int(n), fmt.Errorf("delete conntrack entries of protocol %d: %w", proto, err)
 	}
-	return nil
+	return int(n), nil
+}
+
+type flowFilter struct {
+	proto uint8
+	stale func(dst, backend netip.AddrPort) bool
+}
+
+func (f flowFilter) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
+	if c.Forward.Protocol != f.proto {
+		return false
+	}
+	dst, ok1 := netip.AddrFromSlice(c.Forward.DstIP)
+	backend, ok2 := netip.AddrFromSlice(c.Reverse.SrcIP)
+	return ok1 && ok2 && f.stale(netip.AddrPortFrom(dst.Unmap(), c.Forward.DstPort), netip.AddrPortFrom(backend.Unmap(), c.Reverse.SrcPort))
 }

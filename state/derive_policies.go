@@ -65,7 +65,7 @@ func (d *derivation) policy(key string) (*Policy, *Conflict) {
 		p.Source, other.Source = "", ""
 		if !sameValue(&p, &other) {
 			return first.val.(*Policy), &Conflict{
-				What: "policy " + p.FullName(), Winner: d.declarer(first.ID.Owner), Loser: d.declarer(r.ID.Owner),
+				What: "policy " + p.FullName(), Winner: d.declarer(first), Loser: d.declarer(r),
 				Detail: "declared differently: make the declarations agree",
 			}
 		}

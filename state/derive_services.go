@@ -115,21 +115,7 @@ func (d *derivation) servicesStep() {
 // service resolves one service, with what its declarations disagree on; nil:
 // nobody declares it.
 func (d *derivation) service(key string) (*ServiceView, *Conflict) {
-	var first *Record
-	var differ *Conflict
-	for r := range d.declarations(key) {
-		if first == nil {
-			first = r
-			continue
-		}
-		if s := first.val.(*Service); !sameValue(s, r.val) {
-			differ = &Conflict{
-				What: "service " + s.FullName(), Winner: d.declarer(first.ID.Owner), Loser: d.declarer(r.ID.Owner),
-				Detail: "declared differently: make the declarations agree",
-			}
-			break
-		}
-	}
+	first, differ := d.winner(key)
 	id := ID{Kind: KindService, Key: key}
 	if first == nil {
 		d.refuse(id, "", nil)
@@ -162,85 +148,59 @@ func (d *derivation) service(key string) (*ServiceView, *Conflict) {
 	return sv, differ
 }
 
-func (d *derivation) declarer(id NodeID) string {
+// winner returns the declaration of a service that counts, or nil, and the
+// first other one that says something else. What only labels of endpoints
+// declare comes after all that somebody wrote down.
+func (d *derivation) winner(key string) (*Record, *Conflict) {
+	var first *Record
+	for r := range d.declarations(key) {
+		if first == nil || byLabels(first) && !byLabels(r) {
+			first = r
+		}
+		if !byLabels(first) {
+			break
+		}
+	}
+	for r := range d.declarations(key) {
+		if r != first && !sameService(first.val.(*Service), r.val.(*Service)) {
+			return first, &Conflict{
+				What: "service " + first.val.(*Service).FullName(), Winner: d.declarer(first), Loser: d.declarer(r),
+				Detail: "declared differently: make the declarations agree",
+			}
+		}
+	}
+	return first, nil
+}
+
+func byLabels(r *Record) bool { return r.val.(*Service).Source == SourceLabel }
+
+// SourceLabel is the Source of a service that labels of endpoints declare.
+const SourceLabel = "label"
+
+// sameService reports whether two declarations agree. That endpoints' labels
+// say what is written elsewhere too is no difference.
+func sameService(a, b *Service) bool {
+	if a.Source == SourceLabel || b.Source == SourceLabel {
+		x, y := *a, *b
+		x.Source, y.Source = "", ""
+		return sameValue(&x, &y)
+	}
+	return sameValue(a, b)
+}
+
+func (d *derivation) declarer(r *Record) string {
+	id, what := r.ID.Owner, "Nodefile of "
 	if id == "" {
 		return "command"
 	}
+	if byLabels(r) {
+		what = "labels on "
+	}
 	if n := d.nodeByID[id]; n != nil {
-		return "Nodefile of " + n.Name
+		return what + n.Name
 	}
-	return "Nodefile of " + id.Short()
+	return what + id.Short()
 }
-
-// backends resolves a service's selector and its explicit backends. Of two
-// with one address and port the first stays.
-func (d *derivation) backends(sv *ServiceView) {
-	seen := map[netip.AddrPort]bool{}
-	add := func(b BackendOf, port uint16) {
-		if k := netip.AddrPortFrom(b.Addr, port); !seen[k] {
-			seen[k] = true
-			sv.Backends = append(sv.Backends, b)
-		}
-	}
-	for e := range d.selected(sv) {
-		add(d.backend(sv, e), 0)
-	}
-	explicit := func(x *Backend) {
-		b := BackendOf{Addr: x.Addr, Hostname: x.Hostname, Ready: true, Weight: weight(x.Weight), Targets: make([]uint16, len(sv.Ports))}
-		for i, p := range sv.Ports {
-			b.Targets[i] = cmp.Or(x.Port, p.Target, p.Port)
-		}
-		add(b, x.Port)
-	}
-	for i := range sv.Service.Backends {
-		explicit(&sv.Service.Backends[i])
-	}
-	for r := range d.sn.tables.scan(ID{Class: Cluster, Kind: KindBackend, Key: sv.Key() + "/"}) {
-		if b, ok := valueOf[Backend](r); ok && b.Namespace == sv.Namespace && b.Service == sv.Name {
-			explicit(b)
-		}
-	}
-	d.damp(sv)
-	slices.SortFunc(sv.Backends, compareBackends)
-}
-
-func compareBackends(a, b BackendOf) int {
-	return cmp.Or(a.Addr.Compare(b.Addr), slices.Compare(a.Targets, b.Targets), strings.Compare(a.Endpoint, b.Endpoint), strings.Compare(a.Hostname, b.Hostname))
-}
-
-// backend is what an endpoint is to a service.
-func (d *derivation) backend(sv *ServiceView, e *EndpointView) BackendOf {
-	b := BackendOf{
-		Addr: e.Addrs[0], Hostname: cmp.Or(e.Hostname, e.Name), Endpoint: e.ID, Node: e.Owner,
-		Ready: e.Serving, Weight: 1, Targets: make([]uint16, len(sv.Ports)),
-	}
-	switch n := d.nodeByID[e.Owner]; {
-	case e.Serving:
-	case n != nil && n.Refused != "":
-		b.Why = n.Name + " is not what it says: see `nodectl conflicts`"
-	case n != nil && !n.Serving:
-		b.Why = n.Name + " is " + n.State.String()
-	case !e.Ready:
-		b.Why = cmp.Or(e.Why, "endpoint is not ready")
-	case e.Refused != "":
-		b.Why = e.Refused
-	default:
-		b.Why = "its network is local to " + n.Name
-	}
-	for i, p := range sv.Ports {
-		b.Targets[i] = target(p, e.Ports)
-	}
-	if sv.Check != "" {
-		h, ok := Lookup[Health](d.sn, ID{Class: Owner, Kind: KindHealth, Owner: e.Owner, Key: sv.Key() + "/" + e.ID})
-		if ok && !h.OK && b.Ready {
-			b.Ready, b.Why, b.Failed = false, h.Why, true
-		}
-	}
-	return b
-}
-
-// weight bounds a weight to 1 … 256.
-func weight(w int) uint16 { return uint16(min(max(w, 1), 256)) }
 
 // selected returns the endpoints that a service selects, in their order, and
 // notes in the service by which label it found them.
@@ -379,6 +339,7 @@ func (s *ServiceView) equal(o *ServiceView) bool {
 func (s *ServiceView) shows(o *ServiceView) bool {
 	return s.VIP == o.VIP && slices.EqualFunc(s.Backends, o.Backends, func(a, b BackendOf) bool {
 		return a.Addr == b.Addr && a.Hostname == b.Hostname && a.Endpoint == b.Endpoint && a.Node == b.Node &&
-			a.Ready == b.Ready && a.Why == b.Why && a.Weight == b.Weight && a.Draining == b.Draining && a.Failed == b.Failed && slices.Equal(a.Targets, b.Targets)
+			a.Ready == b.Ready && a.Why == b.Why && a.Weight == b.Weight && a.Draining == b.Draining && a.Failed == b.Failed && slices.Equal(a.Targets, b.Targets) &&
+			a.Key == b.Key && a.Declared == b.Declared && a.Step == b.Step && a.By == b.By
 	}) && sameValue(&s.Service, &o.Service)
 }

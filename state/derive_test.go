@@ -64,16 +64,28 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 				m[k] = v
 			}
 		}
+		if v := pick("", "", "3", "0", "many"); v != "" {
+			m[LabelWeight] = v
+		}
 		return m
 	}
 	ports := func() []ServicePort {
 		return []ServicePort{{Name: pick("", "http"), Protocol: "tcp", Port: 80, Target: uint16(num(1) * 8080), TargetName: pick("", "http")}}
 	}
+	backend := func() string {
+		switch num(2) {
+		case 0:
+			return BackendKey(addr(), uint16(num(1)*80))
+		case 1:
+			return EndpointKey(self, "dhcp/lan/"+addr().String())
+		}
+		return EndpointKey(testID(byte(num(3)+1)), pick("e1", "e2"))
+	}
 	any := func() NodeID { return testID(byte(num(3) + 1)) }
 	op := Op{Class: Owner}
 	switch op.Kind = rapid.SampledFrom([]Kind{
-		KindNode, KindNode, KindBlock, KindEndpoint, KindEndpoint, KindEndpoint, KindPublish, KindHealth, KindNetwork,
-		KindService, KindService, KindBackend, KindVIP, KindName, KindReservation, KindLease, KindRing, KindForgotten, KindPolicy,
+		KindNode, KindNode, KindBlock, KindEndpoint, KindEndpoint, KindEndpoint, KindPublish, KindHealth, KindHealth, KindNetwork,
+		KindService, KindService, KindBackend, KindAdmin, KindAdmin, KindVIP, KindName, KindReservation, KindLease, KindRing, KindForgotten, KindPolicy,
 	}).Draw(t, "kind"); op.Kind {
 	case KindNode:
 		op.Key = "self"
@@ -102,7 +114,17 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 		p := Publish{Protocol: "tcp", HostPort: uint16(num(2)), Target: addr(), Port: 80}
 		op.Key, op.Value = p.Key(), p
 	case KindHealth:
-		op.Key, op.Value = pick("x", "y")+"/"+pick("s1", "s2")+"/"+pick("e1", "e2"), Health{OK: num(1) == 0, Why: "refused"}
+		h := Health{OK: num(1) == 0, Why: "refused", Step: uint8(num(9))}
+		service := pick("x", "y") + "/" + pick("s1", "s2") + "/"
+		if op.Key, op.Value = service+pick("e1", "e2"), h; num(2) == 0 {
+			op.Class, op.Key = Cluster, service+backend()
+		}
+	case KindAdmin:
+		a := Admin{Namespace: pick("x", "y"), Service: pick("s1", "s2"), Backend: backend(), Weight: num(300), Drain: num(2) > 0, Ended: num(2) == 0}
+		op.Class, op.Key, op.Value = Cluster, a.Key(), a
+		if num(9) == 0 {
+			op.Key += "x" // says something else than its key
+		}
 	case KindNetwork:
 		n := Network{Name: pick("pods", "lan"), Overlay: pick(OverlayVXLAN, OverlayNone), VNI: uint32(num(1)), Namespace: pick("", "x", "y"),
 			Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(num(1)), 0, 0}), 16)}
@@ -110,6 +132,7 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 	case KindService:
 		s := Service{
 			Namespace: pick("x", "y"), Name: pick("s1", "s2", "s3"), Ports: ports(), Headless: num(5) == 0, NodePorts: num(2) == 0, Check: pick("", "tcp"),
+			SlowStart: int64(1000 * max(0, num(3)-2)), Source: pick("nodefile", "label"),
 		}
 		if num(1) == 0 {
 			s.Selector = labels()
@@ -123,7 +146,7 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 			s.External = "www.example"
 		}
 		for range num(2) / 2 {
-			s.Backends = append(s.Backends, Backend{Addr: addr(), Port: uint16(num(1) * 80), Hostname: pick("", "h")})
+			s.Backends = append(s.Backends, Backend{Addr: addr(), Port: uint16(num(1) * 80), Hostname: pick("", "h"), Weight: num(40)})
 		}
 		op.Class = rapid.SampledFrom([]Class{Owner, Cluster}).Draw(t, "class")
 		op.Key, op.Value = s.Key(), s

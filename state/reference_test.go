@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -218,10 +219,29 @@ func (v *reference) deriveServices(sn *Snapshot, c *claims) {
 			}
 			return cmp.Compare(a.owner, b.owner)
 		})
-		for _, d := range ds[1:] {
-			if !sameValue(ds[0].svc, d.svc) {
+		slices.SortStableFunc(ds, func(a, b decl) int {
+			rank := map[bool]int{true: 1}
+			return rank[a.svc.Source == "label"] - rank[b.svc.Source == "label"]
+		})
+		// The first that differs is looked for in the order without labels' rank.
+		rest := slices.Clone(ds[1:])
+		slices.SortStableFunc(rest, func(a, b decl) int {
+			if (a.owner == "") != (b.owner == "") {
+				if a.owner == "" {
+					return 1
+				}
+				return -1
+			}
+			return cmp.Compare(a.owner, b.owner)
+		})
+		for _, d := range rest {
+			x, y := *ds[0].svc, *d.svc
+			if x.Source == "label" || y.Source == "label" {
+				x.Source, y.Source = "", ""
+			}
+			if !sameValue(&x, &y) {
 				v.Conflicts = append(v.Conflicts, Conflict{
-					What: "service " + ds[0].svc.FullName(), Winner: v.declarer(ds[0].owner), Loser: v.declarer(d.owner),
+					What: "service " + ds[0].svc.FullName(), Winner: v.declarer(ds[0].owner, ds[0].svc), Loser: v.declarer(d.owner, d.svc),
 					Detail: "declared differently: make the declarations agree",
 				})
 				break
@@ -276,7 +296,7 @@ func (v *reference) derivePolicies(sn *Snapshot) {
 			a, b := *ds[0].policy, *d.policy
 			if a.Source, b.Source = "", ""; !sameValue(a, b) {
 				v.Conflicts = append(v.Conflicts, Conflict{
-					What: "policy " + a.FullName(), Winner: v.declarer(ds[0].owner), Loser: v.declarer(d.owner),
+					What: "policy " + a.FullName(), Winner: v.declarer(ds[0].owner, &Service{}), Loser: v.declarer(d.owner, &Service{}),
 					Detail: "declared differently: make the declarations agree",
 				})
 				break
@@ -286,14 +306,18 @@ func (v *reference) derivePolicies(sn *Snapshot) {
 	}
 }
 
-func (v *reference) declarer(id NodeID) string {
+func (v *reference) declarer(id NodeID, s *Service) string {
+	what := "Nodefile of "
+	if s.Source == "label" {
+		what = "labels on "
+	}
 	if id == "" {
 		return "command"
 	}
 	if n := v.nodeByID[id]; n != nil {
-		return "Nodefile of " + n.Name
+		return what + n.Name
 	}
-	return "Nodefile of " + id.Short()
+	return what + id.Short()
 }
 
 // backends resolves a service's selector and its explicit backends.
@@ -311,8 +335,14 @@ func (v *reference) backends(sn *Snapshot, sv *ServiceView, candidates []*Endpoi
 				continue
 			}
 			b := BackendOf{
-				Addr: e.Addrs[0], Hostname: cmp.Or(e.Hostname, e.Name), Endpoint: e.ID, Node: e.Owner,
-				Ready: e.Serving, Targets: make([]uint16, len(sv.Ports)),
+				Key: e.ID + "@" + string(e.Owner), Addr: e.Addrs[0], Hostname: cmp.Or(e.Hostname, e.Name), Endpoint: e.ID, Node: e.Owner,
+				Ready: e.Serving, Weight: 1, Targets: make([]uint16, len(sv.Ports)),
+			}
+			if e.Lease {
+				b.Key = e.ID
+			}
+			if w, err := strconv.Atoi(e.Labels["nodenet.io/weight"]); err == nil {
+				b.Weight = uint16(min(max(w, 1), 256))
 			}
 			switch n := v.nodeByID[e.Owner]; {
 			case e.Serving:
@@ -330,23 +360,91 @@ func (v *reference) backends(sn *Snapshot, sv *ServiceView, candidates []*Endpoi
 			for i, p := range sv.Ports {
 				b.Targets[i] = target(p, e.Ports)
 			}
-			if sv.Check != "" {
-				h, ok := Lookup[Health](sn, ID{Class: Owner, Kind: KindHealth, Owner: e.Owner, Key: sv.Key() + "/" + e.ID})
-				if ok && !h.OK && b.Ready {
-					b.Ready, b.Why = false, h.Why
-				}
-			}
+			v.health(sn, sv, &b)
 			add(b, 0)
 		}
 	}
 	for _, x := range explicit {
-		b := BackendOf{Addr: x.Addr, Hostname: x.Hostname, Ready: true, Targets: make([]uint16, len(sv.Ports))}
+		b := BackendOf{Key: x.Addr.String(), Addr: x.Addr, Hostname: x.Hostname, Ready: true, Weight: uint16(max(1, x.Weight)), Targets: make([]uint16, len(sv.Ports))}
+		if x.Port != 0 {
+			b.Key = netip.AddrPortFrom(x.Addr, x.Port).String()
+		}
 		for i, p := range sv.Ports {
 			b.Targets[i] = cmp.Or(x.Port, p.Target, p.Port)
 		}
+		v.health(sn, sv, &b)
 		add(b, x.Port)
 	}
+	for i := range sv.Backends {
+		v.operator(sn, sv, &sv.Backends[i])
+	}
+	v.steps(sv)
 	slices.SortFunc(sv.Backends, compareBackends)
+}
+
+// health finds the results of a backend's check among all records.
+func (v *reference) health(sn *Snapshot, sv *ServiceView, b *BackendOf) {
+	if sv.Check == "" && sv.SlowStart == 0 {
+		return
+	}
+	n := v.nodeByID[b.Node]
+	afar := b.Node == "" || n.State == Suspect || n.State == Dead
+	var h *Health
+	for r, x := range All[Health](sn) {
+		switch {
+		case r.ID.Class == Owner && r.ID.Owner == b.Node && b.Node != "" && r.ID.Key == sv.Key()+"/"+b.Endpoint && h == nil:
+			h = x
+		case r.ID.Class == Cluster && afar && r.ID.Key == sv.Key()+"/"+b.Key:
+			h, b.By = x, r.Version.Node
+		}
+	}
+	if sv.SlowStart > 0 && h == nil {
+		b.Step = 1
+	} else if sv.SlowStart > 0 {
+		b.Step = h.Step
+	}
+	if sv.Check != "" && h != nil && !h.OK && b.Ready {
+		b.Ready, b.Why, b.Failed = false, h.Why, b.By == "" || b.Node == ""
+	}
+}
+
+// operator finds what was said of a backend.
+func (v *reference) operator(sn *Snapshot, sv *ServiceView, b *BackendOf) {
+	for r, a := range All[Admin](sn) {
+		if r.ID.Key != sv.Key()+"/"+b.Key || a.Namespace+"/"+a.Service != sv.Key() || a.Backend != b.Key {
+			continue
+		}
+		if a.Weight > 0 {
+			b.Weight = uint16(min(a.Weight, 256))
+		}
+		if a.Drain && a.Ended {
+			b.Ready, b.Failed, b.Why = false, true, "drained"
+		} else if a.Drain && b.Ready {
+			b.Ready, b.Draining, b.Why = false, true, "draining"
+		}
+	}
+}
+
+// steps scales the weights of a service in which a backend starts slowly.
+func (v *reference) steps(sv *ServiceView) {
+	starts, scale := false, 8
+	for _, b := range sv.Backends {
+		starts = starts || b.Step != 0
+		for scale > 1 && scale*int(b.Weight) > 256 {
+			scale--
+		}
+	}
+	for i := range sv.Backends {
+		b := &sv.Backends[i]
+		b.Declared = b.Weight
+		switch {
+		case !starts:
+		case b.Step == 0:
+			b.Weight = uint16(scale) * b.Weight
+		default:
+			b.Weight = max(1, uint16(scale)*b.Weight*uint16(b.Step)/8)
+		}
+	}
 }
 
 // duplicateVIPs lets the first of two services with one address and port have it.

@@ -224,8 +224,8 @@ func TestViewResolvesServices(t *testing.T) {
 		t.Fatalf("services %+v", got)
 	}
 	want := []BackendOf{
-		{Addr: netip.MustParseAddr("10.244.0.2"), Targets: []uint16{8080}, Hostname: "web1", Endpoint: "e1", Node: s.Self(), Weight: 1, Ready: true},
-		{Addr: netip.MustParseAddr("10.244.1.2"), Targets: []uint16{80}, Hostname: "web2", Endpoint: "e2", Node: o.Self(), Weight: 1, Why: "node2 is dead"},
+		{Key: "e1@" + string(s.Self()), Addr: netip.MustParseAddr("10.244.0.2"), Targets: []uint16{8080}, Hostname: "web1", Endpoint: "e1", Node: s.Self(), Weight: 1, Declared: 1, Ready: true},
+		{Key: "e2@" + string(o.Self()), Addr: netip.MustParseAddr("10.244.1.2"), Targets: []uint16{80}, Hostname: "web2", Endpoint: "e2", Node: o.Self(), Weight: 1, Declared: 1, Why: "node2 is dead"},
 	}
 	if diff := cmp.Diff(want, got[0].Backends, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("backends (-want +got):\n%s", diff)

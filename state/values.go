@@ -26,6 +26,16 @@ type Node struct {
 	// OnLink holds the prefixes of the underlay interface, by which a peer
 	// decides whether plain routes can reach this node.
 	OnLink []netip.Prefix `cbor:"14,keyasint,omitempty"`
+	// LANs are the Ethernet segments that the node is on now, by which the
+	// owner of an external address is elected. An interface without carrier
+	// is on none.
+	LANs []LAN `cbor:"15,keyasint,omitempty"`
+}
+
+// LAN is an address of a node's interface with the prefix of its segment.
+type LAN struct {
+	Addr netip.Prefix `cbor:"1,keyasint"` // e.g. 192.168.1.11/24
+	MAC  []byte       `cbor:"2,keyasint"` // of the interface
 }
 
 // Block is a range that a node has opened on a network: a pod CIDR, the unit
@@ -90,6 +100,20 @@ type Publish struct {
 	Port     uint16     `cbor:"5,keyasint"`
 	Endpoint string     `cbor:"6,keyasint,omitempty"` // removed with this endpoint
 	Source   string     `cbor:"7,keyasint,omitempty"` // "nodefile", "command", "cni"
+	// Last is the last port of a range that begins with HostPort; 0: one port.
+	// A port of the range goes to the port as far from Port as it is from
+	// HostPort.
+	Last uint16 `cbor:"8,keyasint,omitempty"`
+}
+
+// LastPort is the last host port of a published port or range.
+func (p Publish) LastPort() uint16 { return max(p.HostPort, p.Last) }
+
+// Overlaps reports whether two published ports of one node claim the same
+// port of the same address.
+func (p Publish) Overlaps(o Publish) bool {
+	return p.Protocol == o.Protocol && p.HostPort <= o.LastPort() && o.HostPort <= p.LastPort() &&
+		(p.HostAddr == o.HostAddr || !p.HostAddr.IsValid() || !o.HostAddr.IsValid())
 }
 
 // Key returns the record key of a published port.
@@ -98,15 +122,25 @@ func (p Publish) Key() string {
 	if p.HostAddr.IsValid() {
 		host = p.HostAddr.String()
 	}
+	if p.Last > p.HostPort {
+		return fmt.Sprintf("%s:%d-%d/%s", host, p.HostPort, p.Last, p.Protocol)
+	}
 	return fmt.Sprintf("%s:%d/%s", host, p.HostPort, p.Protocol)
 }
 
-// Health is the result of a service's check of one endpoint, written by the
-// endpoint's node when it changes.
+// Health is the result of a service's check of one backend, written when it
+// changes. Of an endpoint it is its own node's record, with the endpoint's ID
+// in the key; where its node is suspect another node keeps one for the whole
+// cluster, and so does whoever checks an explicit backend, with BackendOf.Key
+// in the key. See View.healthRecord for which of them counts.
 type Health struct {
 	OK    bool   `cbor:"1,keyasint"`
 	Why   string `cbor:"2,keyasint,omitempty"`
 	Since int64  `cbor:"3,keyasint,omitempty"` // Unix seconds
+	// Step is how many eighths of its share the backend has while it starts
+	// slowly, 1 to 7; 0: all. Time goes into records only so, that all nodes
+	// and both DNS and balancer see one step at one revision.
+	Step uint8 `cbor:"4,keyasint,omitempty"`
 }
 
 // Overlay modes of a network.
@@ -260,8 +294,8 @@ type Backend struct {
 }
 
 // Admin is what an operator said of one backend of a service, by command. The
-// record's key is "<namespace>/<service>/<backend>"; the backend is an
-// endpoint's ID or, of an explicit one, its address, with its port if it has one.
+// record's key is "<namespace>/<service>/<backend>"; the backend is what
+// EndpointKey or BackendKey returns.
 type Admin struct {
 	Namespace string `cbor:"1,keyasint"`
 	Service   string `cbor:"2,keyasint"`
@@ -271,7 +305,13 @@ type Admin struct {
 	// Until is when connections that are left then are reset, in Unix seconds
 	// by the cluster's clocks; 0: never.
 	Until int64 `cbor:"6,keyasint,omitempty"`
+	// Ended says that Until is over; one node writes it, so that all see the
+	// same at one revision.
+	Ended bool `cbor:"7,keyasint,omitempty"`
 }
+
+// Key returns the record key of what an operator said.
+func (a Admin) Key() string { return a.Namespace + "/" + a.Service + "/" + a.Backend }
 
 // VIP is what was allocated for a service that did not name it.
 type VIP struct {

@@ -200,6 +200,7 @@ type ServiceView struct {
 // BackendOf is one backend of a service: one address with a target port for
 // each port of the service.
 type BackendOf struct {
+	Key      string // by what Admin and Health records know it: see EndpointKey, BackendKey
 	Addr     netip.Addr
 	Targets  []uint16 // parallel to Service.Ports; 0: the backend lacks that port
 	Hostname string   // for endpoint names in DNS; empty: the dashed address
@@ -207,6 +208,9 @@ type BackendOf struct {
 	Node     NodeID   // empty: outside the cluster or unknown
 	Why      string   // why it is not ready
 	Weight   uint16   // its share of new connections, 1 to 256; 0 stands for 1
+	Declared uint16   // its share once it has started; Weight may be scaled meanwhile
+	Step     uint8    // how many eighths of its share it has while it starts slowly; 0: all
+	By       NodeID   // whose check counts, if not that of its own node
 	Ready    bool     // to be used
 	// Draining: no new connections unless there is no ready backend; flows
 	// stay. It is not Ready then.

@@ -3,7 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,105 +15,9 @@ import (
 
 func (c *cli) serviceCmd() *cobra.Command {
 	cmd := group(&cobra.Command{Use: "service", Aliases: []string{"svc"}, Short: "Services: one address, many backends"})
-	cmd.AddCommand(c.serviceAddCmd(), c.serviceRemoveCmd(), c.serviceListCmd(), c.serviceShowCmd())
+	cmd.AddCommand(c.serviceAddCmd(), c.serviceRemoveCmd(), c.serviceListCmd(), c.serviceShowCmd(),
+		c.serviceBackendCmd(), c.serviceWeightCmd(), c.serviceDrainCmd())
 	return cmd
-}
-
-func (c *cli) serviceAddCmd() *cobra.Command {
-	var s api.ServiceSpec
-	var vip string
-	var ports, nodePorts []string
-	cmd := &cobra.Command{
-		Use:   "add NAME[.NAMESPACE]",
-		Short: "Make a service for the whole cluster, or replace it",
-		Example: `  nodectl service add web.apps --port 80:8080 --select app=web
-  nodectl service add db --port mysql=3306 --backend 10.244.1.2 --vip 10.103.132.104 --check tcp
-  nodectl service add www.apps --port 80 --select app=web --node-port 30080
-  nodectl service add mail --external mail.example.com`,
-		Args: nargs(1, 1, "NAME[.NAMESPACE]"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s.Name, s.Namespace = splitName(args[0])
-			if s.Headless = vip == "none"; !s.Headless {
-				var err error
-				if s.VIP, err = parseAddr("--vip", vip); err != nil {
-					return err
-				}
-			}
-			for _, p := range ports {
-				sp, err := parseServicePort(p)
-				if err != nil {
-					return err
-				}
-				s.Ports = append(s.Ports, sp)
-			}
-			if err := setNodePorts(&s, nodePorts); err != nil {
-				return err
-			}
-			if len(s.Ports) == 0 && s.External == "" && !s.Headless {
-				return usagef("service %s: missing --port [NAME=]PORT[:TARGET][/udp]", args[0])
-			}
-			made, err := c.client().AddService(cmd.Context(), s)
-			if err != nil {
-				return err
-			}
-			return c.print(made, func(w io.Writer) { serviceTable(w, []api.Service{made}) })
-		},
-	}
-	f := cmd.Flags()
-	f.StringVar(&vip, "vip", "", "service address, or none for a headless service (default: allocate one)")
-	f.StringSliceVar(&ports, "port", nil, "port [NAME=]PORT[:TARGET][/udp]; TARGET is a number or an endpoint's port name")
-	f.StringSliceVar(&nodePorts, "node-port", nil, "node port of each --port in turn, or auto to allocate them")
-	f.StringToStringVar(&s.Select, "select", nil, "label KEY=VALUE that its endpoints have")
-	f.StringSliceVar(&s.Backends, "backend", nil, "explicit backend ADDR[:PORT]")
-	f.StringVar(&s.External, "external", "", "name outside the cluster that this one stands for (CNAME)")
-	f.StringVar(&s.Check, "check", "", "health check: tcp")
-	return cmd
-}
-
-// parseServicePort reads [NAME=]PORT[:TARGET][/PROTO].
-func parseServicePort(s string) (api.ServicePort, error) {
-	const want = "want [NAME=]PORT[:TARGET][/udp]"
-	var p api.ServicePort
-	rest := s
-	if name, r, ok := strings.Cut(s, "="); ok {
-		p.Name, rest = name, r
-	}
-	rest, proto, err := cutProtocol(rest)
-	if err != nil {
-		return p, usagef("--port %s: %v", s, err)
-	}
-	p.Protocol = proto
-	port, target, targeted := strings.Cut(rest, ":")
-	if p.Port, err = portNumber(port); err != nil {
-		return p, usagef("--port %s: %v: %s", s, err, want)
-	}
-	if targeted {
-		if p.Target, err = portNumber(target); err != nil {
-			if !isLabel(target) || strings.Trim(target, "0123456789") == "" {
-				return p, usagef("--port %s: %v: %s", s, err, want)
-			}
-			p.TargetName = target
-		}
-	}
-	return p, nil
-}
-
-func setNodePorts(s *api.ServiceSpec, nodePorts []string) error {
-	for i, np := range nodePorts {
-		if np == "auto" {
-			s.NodePorts = true
-			continue
-		}
-		n, err := portNumber(np)
-		if err != nil {
-			return usagef("--node-port %s: %v, or auto", np, err)
-		}
-		if i >= len(s.Ports) {
-			return usagef("--node-port %s: there is no --port that it belongs to", np)
-		}
-		s.Ports[i].NodePort = n
-	}
-	return nil
 }
 
 func (c *cli) serviceRemoveCmd() *cobra.Command {
@@ -148,49 +55,189 @@ func (c *cli) serviceListCmd() *cobra.Command {
 func (c *cli) serviceShowCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show NAME[.NAMESPACE]",
-		Short: "Show a service with its backends",
+		Short: "Show a service with its backends: weight, health, connections",
 		Args:  nargs(1, 1, "NAME[.NAMESPACE]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list, err := c.client().Services(cmd.Context())
+			s, err := c.client().Service(cmd.Context(), fullName(args[0]))
 			if err != nil {
 				return err
 			}
-			name, namespace := splitName(args[0])
-			for _, s := range list {
-				if s.Name == name && s.Namespace == namespace {
-					return c.print(s, func(w io.Writer) { serviceDetail(w, &s) })
-				}
-			}
-			return fmt.Errorf("there is no service %s.%s: 'nodectl service ls' lists them", name, namespace)
+			return c.print(s, func(w io.Writer) { serviceDetail(w, &s, time.Now()) })
 		},
 	}
 }
 
-func serviceDetail(w io.Writer, s *api.Service) {
+// fullName is NAME.NAMESPACE of NAME[.NAMESPACE].
+func fullName(arg string) string {
+	name, namespace := splitName(arg)
+	return name + "." + namespace
+}
+
+func serviceDetail(w io.Writer, s *api.Service, now time.Time) {
 	fmt.Fprintf(w, "service\t%s.%s\n", s.Name, s.Namespace)
 	fmt.Fprintf(w, "vip\t%s\n", vipText(s))
 	fmt.Fprintf(w, "ports\t%s\n", portsText(s.Ports))
 	if len(s.Select) > 0 {
 		fmt.Fprintf(w, "select\t%s\n", labelsText(s.Select))
 	}
+	for _, x := range settingsText(&s.ServiceSettings) {
+		fmt.Fprintf(w, "%s\t%s\n", x[0], x[1])
+	}
 	fmt.Fprintf(w, "from\t%s\n", s.Source)
 	fmt.Fprintf(w, "ready\t%d/%d\n", s.Ready, s.Total)
+	for _, a := range s.Announced {
+		fmt.Fprintf(w, "address\t%s\n", announcementText(&a))
+	}
 	if len(s.Backends) == 0 {
 		return
 	}
 	fmt.Fprintln(w)
-	row(w, "BACKEND", "PORTS", "NAME", "NODE", "READY", "")
-	for _, b := range s.Backends {
+	row(w, "BACKEND", "PORTS", "NAME", "NODE", "ZONE", "WEIGHT", "READY", "CONNS", "")
+	for i := range s.Backends {
+		b := &s.Backends[i]
 		ports := make([]string, len(b.Ports))
 		for i, p := range b.Ports {
 			if ports[i] = fmt.Sprint(p); p == 0 {
 				ports[i] = "none"
 			}
 		}
-		ready := "yes"
-		if !b.Ready {
-			ready = "no"
+		conns := ""
+		if b.Conns != nil {
+			conns = fmt.Sprint(*b.Conns)
 		}
-		row(w, b.Addr, strings.Join(ports, " "), b.Name, b.Node, ready, b.Why)
+		row(w, b.Addr, strings.Join(ports, " "), b.Name, b.Node, b.Zone, weightText(b), readyText(b), conns, backendNote(b, now))
 	}
+	if from := countedOn(s); from != "" {
+		fmt.Fprintf(w, "\nconnections counted on %s\n", from)
+	}
+}
+
+// countedOn names the nodes that all of a service's connections come from.
+func countedOn(s *api.Service) string {
+	seen := map[string]bool{}
+	for _, b := range s.Backends {
+		for _, n := range b.ConnsFrom {
+			seen[n] = true
+		}
+	}
+	return strings.Join(slices.Sorted(maps.Keys(seen)), " ")
+}
+
+func weightText(b *api.ServiceBackend) string {
+	switch {
+	case b.Weight == 0:
+		return ""
+	case b.Share > 0 && b.Share < 100:
+		return fmt.Sprintf("%d (%d %%)", b.Weight, b.Share)
+	}
+	return fmt.Sprint(b.Weight)
+}
+
+func readyText(b *api.ServiceBackend) string {
+	switch {
+	case b.Ready:
+		return "yes"
+	case b.Draining && !b.Failed:
+		return "draining"
+	}
+	return "no"
+}
+
+// backendNote is what there is to say of a backend: why it is not ready, what
+// its check says and since when, and until when it drains.
+func backendNote(b *api.ServiceBackend, now time.Time) string {
+	var notes []string
+	if b.Why != "" && b.Why != "draining" { // the column says that
+		notes = append(notes, b.Why)
+	}
+	if b.Health == "ok" {
+		notes = append(notes, "healthy")
+	}
+	if len(notes) > 0 && b.Since != 0 {
+		notes[len(notes)-1] += " for " + age(now, b.Since)
+	}
+	if b.By != "" {
+		notes = append(notes, "says "+b.By)
+	}
+	if b.Draining && b.Until != 0 && !b.Failed {
+		notes = append(notes, "what is left is reset in "+left(now, b.Until))
+	}
+	return strings.Join(notes, ", ")
+}
+
+// left is the time to go until then.
+func left(now time.Time, unix int64) string {
+	return max(time.Unix(unix, 0).Sub(now), 0).Round(time.Second).String()
+}
+
+// settingsText lists what is not the default, as the Nodefile calls it.
+func settingsText(s *api.ServiceSettings) (out [][2]string) {
+	add := func(name, value string) {
+		if value != "" {
+			out = append(out, [2]string{name, value})
+		}
+	}
+	add("addresses", words(s.Addresses))
+	if s.Announce {
+		add("announce", "yes")
+	}
+	add("sources", words(s.Sources))
+	add("node port addresses", words(s.NodePortAddresses))
+	if s.HealthPort != 0 {
+		add("health port", fmt.Sprint(s.HealthPort))
+	}
+	add("balance", s.Balance)
+	if s.AffinitySeconds != 0 {
+		add("affinity", (time.Duration(s.AffinitySeconds) * time.Second).String())
+	}
+	add("inside", s.Inside)
+	add("outside", s.Outside)
+	if s.SlowStartMillis != 0 {
+		add("slow start", (time.Duration(s.SlowStartMillis) * time.Millisecond).String())
+	}
+	add("check", checkText(s.Check, s.Probe))
+	return out
+}
+
+func words[T fmt.Stringer](list []T) string {
+	var out []string
+	for _, v := range list {
+		out = append(out, strings.TrimSuffix(v.String(), "/32"))
+	}
+	return strings.Join(out, " ")
+}
+
+func checkText(kind string, p *api.Probe) string {
+	if p == nil || kind == "" {
+		return kind
+	}
+	text := kind
+	switch {
+	case kind == "exec":
+		text += " " + strings.Join(p.Command, " ")
+	case kind == "dns" && p.Host != "":
+		text += " " + p.Host
+	case p.Path != "":
+		text += " " + p.Path
+	}
+	if p.Host != "" && kind != "dns" {
+		text += " at " + p.Host
+	}
+	if p.Port != 0 {
+		text += fmt.Sprintf(" port %d", p.Port)
+	}
+	millis := func(name string, ms int64) {
+		if ms != 0 {
+			text += fmt.Sprintf(", %s %s", name, time.Duration(ms)*time.Millisecond)
+		}
+	}
+	millis("every", p.IntervalMillis)
+	millis("timeout", p.TimeoutMillis)
+	if p.Rise != 0 {
+		text += fmt.Sprintf(", rise %d", p.Rise)
+	}
+	if p.Fall != 0 {
+		text += fmt.Sprintf(", fall %d", p.Fall)
+	}
+	return text
 }

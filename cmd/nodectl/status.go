@@ -171,6 +171,9 @@ func portsText(ports []api.ServicePort) string {
 	out := make([]string, 0, len(ports))
 	for _, p := range ports {
 		t := strconv.Itoa(int(p.Port))
+		if p.Last != 0 {
+			t += fmt.Sprintf("-%d", p.Last)
+		}
 		if p.NodePort != 0 {
 			t += fmt.Sprintf(":%d", p.NodePort)
 		}

@@ -131,7 +131,28 @@ func TestTables(t *testing.T) {
 			s.Source, s.Select = "command", map[string]string{"app": "web"}
 			s.Backends[0].Ports, s.Backends[1].Ports = []uint16{8080, 53}, []uint16{8080, 0}
 			s.Backends[0].Node = "node1"
-			serviceDetail(w, &s)
+			serviceDetail(w, &s, now)
+		},
+		"service-all": func(w io.Writer) {
+			conns := func(n int) *int { return &n }
+			from := []string{"node1", "node2"}
+			serviceDetail(w, &api.Service{
+				Name: "shop", Namespace: "apps", VIP: addr("10.107.37.189"), Source: "nodefile", Ready: 2, Total: 6,
+				Ports: []api.ServicePort{{Name: "rtp", Protocol: "udp", Port: 6000, Last: 6010, Target: 7000}, {Protocol: "tcp", Port: 80}},
+				ServiceSettings: api.ServiceSettings{
+					Check: "http", Probe: &api.Probe{Path: "/healthz", Host: "shop.example", Port: 81, IntervalMillis: 5000, Fall: 3}, SlowStartMillis: 30000,
+					Balance: "maglev", AffinitySeconds: 600, Inside: "prefer-node", Outside: "local", Addresses: []netip.Addr{addr("198.51.100.7")}, Announce: true,
+					Sources: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("192.0.2.1/32")}, HealthPort: 20080,
+				},
+				Backends: []api.ServiceBackend{
+					{Addr: addr("10.244.0.2"), Name: "shop-1", Node: "node1", Zone: "rack-1", Ports: []uint16{7000, 80}, Ready: true, Weight: 99, Health: "ok", Since: before(3 * time.Minute), Conns: conns(12), ConnsFrom: from},
+					{Addr: addr("10.244.0.3"), Name: "shop-2", Node: "node1", Zone: "rack-1", Ports: []uint16{7000, 80}, Ready: true, Weight: 1, Share: 25, Health: "ok", Since: before(7 * time.Second), Conns: conns(0), ConnsFrom: from},
+					{Addr: addr("10.244.1.2"), Name: "shop-3", Node: "node2", Ports: []uint16{7000, 80}, Why: "draining", Weight: 1, Draining: true, Until: before(-4 * time.Minute), Health: "ok", Since: before(time.Hour), Conns: conns(3), ConnsFrom: from},
+					{Addr: addr("10.244.1.3"), Name: "shop-4", Node: "node2", Ports: []uint16{7000, 80}, Why: "drained", Weight: 1, Draining: true, Failed: true, Until: before(time.Minute)},
+					{Addr: addr("10.244.2.2"), Name: "shop-5", Node: "node3", Ports: []uint16{7000, 0}, Why: "GET http://10.244.2.2:81/healthz: timeout", Weight: 1, Health: "failing", Since: before(12 * time.Second), By: "node1"},
+					{Addr: addr("192.0.2.7"), Port: 8080, Ports: []uint16{8080, 8080}, Why: "connect to 192.0.2.7:81: connection refused", Weight: 2, Failed: true, Health: "failing", Since: before(12 * time.Second), By: "node2"},
+				},
+			}, now)
 		},
 		"publish": func(w io.Writer) {
 			publishTable(w, []api.Publish{
