@@ -14,6 +14,7 @@ func (p *parser) check() {
 	p.checkNode()
 	p.checkRanges()
 	p.checkLinks()
+	p.checkPeers()
 	p.checkServices()
 	p.checkEntrances()
 	p.checkPublishes()
@@ -142,6 +143,35 @@ func (p *parser) checkLinks() {
 			p.faults.add(p.networkPos(n, "vni"), title, "vni %d is that of %s, write `vni NUMBER` with another", n.VNI, other)
 		}
 		vnis[n.VNI] = title
+	}
+}
+
+// checkPeers wants the peers of networks to be there, and not to be closed.
+func (p *parser) checkPeers() {
+	internal := map[string]bool{}
+	var known []string
+	for _, n := range p.cfg.Networks {
+		known = append(known, n.Name)
+		internal[n.Name] = n.Internal
+	}
+	for _, n := range p.cfg.Networks {
+		title := "network " + n.Name
+		seen := map[string]bool{}
+		for _, peer := range n.Peers {
+			at := p.networkPos(n, "peer")
+			closed, there := internal[peer]
+			switch {
+			case peer == n.Name:
+				p.faults.add(at, title, "peer %s: the network itself, remove it", peer)
+			case seen[peer]:
+				p.faults.add(at, title, "peer %s: given twice, keep one", peer)
+			case !there:
+				p.faults.add(at, title, "peer %s: no network of that name%s", peer, meant(peer, known))
+			case closed:
+				p.faults.add(at, title, "peer %s: is internal, which has no way out; remove one of the two", peer)
+			}
+			seen[peer] = true
+		}
 	}
 }
 

@@ -3,7 +3,7 @@
 // A Nodefile has the grammar of a Corefile (coredns/caddy's caddyfile): blocks
 // of directives, `import`, snippets and {$ENV}. The first key of a block
 // decides what it is: one of the reserved words node, cluster, network,
-// services, service, publish; anything else is a list of DNS zones.
+// services, service, publish, policy; anything else is a list of DNS zones.
 //
 //	Nodefile ─► caddyfile tokens ─► raw blocks ─► Config ─► checks ─► errors, all at once
 //
@@ -43,6 +43,7 @@ type Config struct {
 	Services  ServiceRange
 	Service   []Service
 	Publishes []Publish
+	Policies  []Policy
 	Servers   []Server // DNS server blocks in file order; never empty
 }
 
@@ -77,6 +78,7 @@ type Network struct {
 	MTU        int          // 0: derived from the underlay
 	Masquerade bool
 	Internal   bool
+	Peers      []string   // networks that it exchanges traffic with; enough on one side
 	Bridge     string     // device name; default "nn-" + Name, at most 15 bytes
 	Gateway    netip.Addr // address of the bridge; default: first address of the block
 	NoGateway  bool       // `gateway none`

@@ -74,7 +74,7 @@ func pages(t *testing.T) (all []string) {
 // TestDocs parses every nodefile example of the pages. One that is followed by
 // a text block of errors must have just these.
 func TestDocs(t *testing.T) {
-	want := []string{"../docs/nodefile.md", "../README.md", "../config/README.md", "../docs/labs/22-classic-corefile.md"}
+	want := []string{"../docs/nodefile.md", "../docs/policy.md", "../README.md", "../config/README.md", "../docs/labs/22-classic-corefile.md"}
 	for _, page := range pages(t) {
 		all := fences(t, page)
 		parsed := 0

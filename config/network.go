@@ -69,6 +69,12 @@ func (p *parser) networkFields(title string, n *Network) []field {
 		{name: "mtu", usage: "BYTES", min: 1, max: 1, set: one(&n.MTU, intIn(576, 65535))},
 		{name: "masquerade", set: on(&n.Masquerade)},
 		{name: "internal", set: on(&n.Internal)},
+		{name: "peer", usage: "NETWORK...", min: 1, max: -1, repeat: true, set: func(d Directive) error {
+			if at := title + " peer"; p.seen != nil && p.seen[at].Line == 0 {
+				p.seen[at] = d.Pos
+			}
+			return each(&n.Peers, label("network name", 63))(d)
+		}},
 		{name: "bridge", usage: "DEVICE", min: 1, max: 1, set: one(&n.Bridge, device)},
 		{name: "gateway", usage: "ADDR|none", min: 1, max: 1, set: func(d Directive) (err error) {
 			if n.NoGateway = d.Args[0] == "none"; !n.NoGateway {
@@ -135,6 +141,9 @@ func (p *parser) completeNetwork(n *Network, title string) {
 	}
 	if n.Internal && n.Masquerade {
 		wrong("masquerade", "contradicts internal, keep one of them")
+	}
+	if n.Internal && len(n.Peers) > 0 {
+		wrong("peer", "contradicts internal, keep one of them")
 	}
 	if !n.Prefix.IsValid() {
 		return

@@ -13,7 +13,7 @@ import (
 
 // The first key of a block that is not a list of DNS zones. A zone of such a
 // name is written with its dot: `service.`.
-var reserved = []string{"node", "cluster", "network", "services", "service", "publish"}
+var reserved = []string{"node", "cluster", "network", "services", "service", "publish", "policy"}
 
 // planned blocks are reserved for a later version.
 const planned = "ingress"
@@ -35,6 +35,31 @@ func Parse(file string, r io.Reader, env Env) (*Config, error) {
 		p.block(b)
 	}
 	return p.finish()
+}
+
+// ParsePolicies reads a file that has policy blocks and nothing else. Its
+// errors are those of Parse.
+func ParsePolicies(file string, r io.Reader, env Env) ([]Policy, error) {
+	data, err := read(r)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	p := newParser(file, env)
+	x := &expander{env: p.env, faults: &p.faults, snippets: map[string][]token{}}
+	p.faults.rank(file)
+	x.expand(lex(file, data), []string{file})
+	rd := &reader{toks: x.out, faults: &p.faults}
+	for _, b := range rd.blocks() {
+		if b.keys[0] != "policy" {
+			p.faults.add(b.pos, b.name(), "not a policy, write `policy NAME[.NAMESPACE] { … }` only")
+			continue
+		}
+		p.policy(b)
+	}
+	if err := p.faults.join(); err != nil {
+		return nil, err
+	}
+	return p.cfg.Policies, nil
 }
 
 // Load is Parse of a file. A missing DefaultFile is a valid configuration:
@@ -128,6 +153,8 @@ func (p *parser) block(b block) {
 		p.service(b)
 	case "publish":
 		p.publish(b)
+	case "policy":
+		p.policy(b)
 	}
 }
 
@@ -248,6 +275,8 @@ func directivesOf(word string) []string {
 		return names(scratch.servicesFields())
 	case "service":
 		return names(scratch.serviceFields("", &Service{}))
+	case "policy":
+		return names(policyFields(&Policy{}))
 	}
 	return nil
 }

@@ -24,6 +24,9 @@ func (c *Config) String() string {
 	for _, p := range c.Publishes {
 		w.line("publish", p.host(), p.Target.String())
 	}
+	for i := range c.Policies {
+		w.policy(&c.Policies[i])
+	}
 	for _, s := range c.Servers {
 		w.open(s.Keys...)
 		w.directives(s.Directives)
@@ -149,6 +152,9 @@ func (w *printer) network(n *Network) {
 	w.num("mtu", n.MTU)
 	w.flag("masquerade", n.Masquerade)
 	w.flag("internal", n.Internal)
+	if len(n.Peers) > 0 {
+		w.line(append([]string{"peer"}, n.Peers...)...)
+	}
 	w.opt("bridge", n.Bridge)
 	w.opt("gateway", valid(n.Gateway))
 	if n.NoGateway {

@@ -93,6 +93,12 @@ func anyConfig(t *rapid.T) *Config {
 			Target: netip.MustParseAddrPort("10.0.0.9:80"),
 		})
 	}
+	for i := range rapid.IntRange(0, 3).Draw(t, "policies") {
+		c.Policies = append(c.Policies, anyPolicy(t, i))
+	}
+	if open := openNetworks(c); len(open) > 1 {
+		open[0].Peers = []string{open[1].Name}
+	}
 	c.Servers = nil
 	for i := range rapid.IntRange(1, 3).Draw(t, "servers") {
 		c.Servers = append(c.Servers, Server{
@@ -156,6 +162,56 @@ func anyService(t *rapid.T, i int) Service {
 		anyEntrance(t, &s, i)
 	}
 	return s
+}
+
+// openNetworks are those that may have peers.
+func openNetworks(c *Config) []*Network {
+	var out []*Network
+	for i := range c.Networks {
+		if !c.Networks[i].Internal {
+			out = append(out, &c.Networks[i])
+		}
+	}
+	return out
+}
+
+func anyPolicy(t *rapid.T, i int) Policy {
+	labels := rapid.MapOfN(rapid.SampledFrom([]string{"app", "tier", "except"}), word().Filter(func(s string) bool { return s != "" }), 1, 3)
+	p := Policy{Namespace: rapid.SampledFrom([]string{"default", "apps"}).Draw(t, "ns"), Name: fmt.Sprintf("policy%d", i)}
+	if rapid.Bool().Draw(t, "selects") {
+		p.Select = labels.Draw(t, "select")
+	}
+	rules := func(name string) []PolicyRule {
+		var out []PolicyRule
+		for range rapid.IntRange(0, 2).Draw(t, name) {
+			var r PolicyRule
+			for range rapid.IntRange(0, 3).Draw(t, "peers") {
+				switch rapid.IntRange(0, 4).Draw(t, "peer") {
+				case 0:
+					r.Peers = append(r.Peers, PolicyPeer{Node: true})
+				case 1:
+					r.Peers = append(r.Peers, PolicyPeer{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Except: []netip.Prefix{netip.MustParsePrefix("192.0.2.128/25"), netip.MustParsePrefix("192.0.2.1/32")}})
+				case 2:
+					r.Peers = append(r.Peers, PolicyPeer{Namespace: rapid.SampledFrom([]string{"*", "apps"}).Draw(t, "of")})
+				case 3:
+					r.Peers = append(r.Peers, PolicyPeer{Namespace: "*", Labels: labels.Draw(t, "labels")})
+				case 4:
+					r.Peers = append(r.Peers, PolicyPeer{Labels: labels.Draw(t, "labels")})
+				}
+			}
+			for range rapid.IntRange(0, 2).Draw(t, "ports") {
+				first := rapid.IntRange(1, 65535).Draw(t, "first")
+				r.Ports = append(r.Ports, PolicyPort{First: uint16(first), Last: uint16(rapid.IntRange(first, 65535).Draw(t, "last")),
+					Protocol: rapid.SampledFrom([]string{"tcp", "udp"}).Draw(t, "proto")})
+			}
+			out = append(out, r)
+		}
+		return out
+	}
+	p.Ingress, p.Egress = rules("ingress"), rules("egress")
+	p.DenyEgress = rapid.Bool().Draw(t, "deny egress")
+	p.DenyIngress = len(p.Ingress)+len(p.Egress) == 0 && !p.DenyEgress
+	return p
 }
 
 func anyPort(t *rapid.T, s Service, i, j int) ServicePort {

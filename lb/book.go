@@ -23,6 +23,7 @@ type book struct {
 	frame Table
 	parts map[string]*part // by service
 	pub   *part
+	pol   *policyBook
 
 	// claims are the services that ask for a port, sorted by name; the first
 	// has it. Of node ports the address is anyOf their version.
@@ -139,6 +140,7 @@ func newBook(v *state.View, l Local) *book {
 	b.local.forget()
 	b.hairpin.forget()
 	b.remote.forget()
+	b.pol = newPolicyBook(v, sc)
 	return b
 }
 
@@ -326,7 +328,9 @@ func (b *book) change(v *state.View, c *state.Changes) (Ops, judge) {
 	if c.Publishes {
 		b.publish(b.sc.published(v), &e)
 	}
-	return b.settle(&e)
+	ops, stale := b.settle(&e)
+	ops.add(b.pol.change(v, c)...)
+	return ops, stale
 }
 
 // warningsNow returns all warnings in the order of Derive. Nobody may change
@@ -385,6 +389,7 @@ func (b *book) table() Table {
 	t.Remote = slices.SortedFunc(maps.Keys(b.remote.n), compareTarget)
 	t.Publishes, t.Loopback = b.pub.publishes, b.pub.loopback
 	t.Warnings = b.warningsNow()
+	t.policy = b.pol.sets()
 	return t
 }
 
@@ -407,6 +412,8 @@ func (b *book) agrees() string {
 		return "node ports"
 	case !sameSmall(&have, &want):
 		return "addresses, targets or networks"
+	case !reflect.DeepEqual(have.policy, want.policy):
+		return "policies"
 	case !slices.Equal(have.Loopback, want.Loopback):
 		return "ports published on loopback"
 	case have.services != want.services || have.backends != want.backends:

@@ -128,6 +128,9 @@ func diffTables(old, now *Table) Ops {
 		return Ops{Replace: rs.Tables[:1], Sets: diffSets("bridge", old.bridgeTable().Sets, now.bridgeTable().Sets)}
 	}
 	var o Ops
+	o.Sets = append(o.Sets, old.policy.diff("inet", &now.policy)...)
+	o.Sets = append(o.Sets, old.policy.diff("bridge", &now.policy)...)
+	o.Sets = append(o.Sets, diffSets("inet", old.networkSets(), now.networkSets())...)
 	o.addChains(old.made, now.made)
 	o.diffServices(false, old.Services, now.Services)
 	o.diffServices(true, old.NodePorts, now.NodePorts)
@@ -139,7 +142,7 @@ func diffTables(old, now *Table) Ops {
 		}
 	}
 	o.Sets = append(o.Sets, diffSets("inet", a.smallSets(), b.smallSets())...)
-	o.Sets = append(o.Sets, diffSets("bridge", a.bridgeTable().Sets, b.bridgeTable().Sets)...)
+	o.Sets = append(o.Sets, diffSets("bridge", a.bridgeTable().Sets[:len(versions)], b.bridgeTable().Sets[:len(versions)])...)
 	return o
 }
 

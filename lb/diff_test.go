@@ -389,7 +389,8 @@ func TestRun(t *testing.T) {
 		for _, f := range families {
 			names = append(names, f.GetName())
 		}
-		if diff := cmp.Diff([]string{"nodenet_lb_applies_total", "nodenet_lb_apply_seconds", "nodenet_lb_backends", "nodenet_lb_disagreements_total", "nodenet_lb_flows_forgotten_total", "nodenet_lb_operations_total", "nodenet_lb_repairs_total", "nodenet_lb_services"}, names); diff != "" {
+		if diff := cmp.Diff([]string{"nodenet_lb_applies_total", "nodenet_lb_apply_seconds", "nodenet_lb_backends", "nodenet_lb_disagreements_total", "nodenet_lb_flows_forgotten_total", "nodenet_lb_operations_total", "nodenet_lb_repairs_total", "nodenet_lb_services",
+			"nodenet_policy_classes", "nodenet_policy_denied_packets_total", "nodenet_policy_isolated_addresses", "nodenet_policy_policies"}, names); diff != "" {
 			t.Errorf("metrics (-want +got):\n%s", diff)
 		}
 	})

@@ -31,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -176,6 +177,11 @@ func (b *LB) Run(ctx context.Context) error {
 			b.book = nil
 		case <-poll.C:
 			slow := time.Since(lastCheck) >= tickEvery
+			if b.book != nil {
+				if err := b.m.policy.count(b.opt.Kernel); err != nil {
+					b.log.Debug("denied packets not counted", "err", err)
+				}
+			}
 			if retry != nil || b.book == nil || !slow && !b.disturbed() {
 				continue
 			}
@@ -321,8 +327,12 @@ func (b *LB) apply(w *wish) error {
 	b.m.seconds.Observe(took.Seconds())
 	b.m.services.Set(float64(now.services))
 	b.m.backends.Set(float64(now.backends))
+	b.m.policy.show(now.pol, len(w.v.Policies))
 	b.mu.Lock()
 	b.warnings = now.warningsNow()
+	if w := now.pol.warnings(); len(w) > 0 {
+		b.warnings = slices.Concat(b.warnings, w)
+	}
 	if !ops.Empty() {
 		b.changed = time.Now()
 	}

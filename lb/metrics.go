@@ -15,6 +15,7 @@ type metrics struct {
 	disagreements       prometheus.Counter
 	flows               *prometheus.CounterVec
 	seconds             prometheus.Histogram
+	policy              *policyMetrics
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -36,11 +37,13 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "nodenet_lb_apply_seconds",
 			Help: "Time to compare and program one table.", Buckets: prometheus.ExponentialBuckets(10e-6, 4, 10)}),
 	}
+	m.policy = newPolicyMetrics()
 	m.applied = m.applies.WithLabelValues("ok")
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.disagreements, m.flows, m.seconds} {
+	own := []prometheus.Collector{m.services, m.backends, m.applies, m.operations, m.repairs, m.disagreements, m.flows, m.seconds}
+	for _, c := range append(own, m.policy.collectors()...) {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register lb metrics: %w", err)
 		}

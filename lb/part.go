@@ -20,11 +20,14 @@ type scope struct {
 	// zones are those of the nodes that are in one, zone is this node's.
 	zones map[state.NodeID]string
 	zone  string
+
+	networks []NetworkInfo
 }
 
 func newScope(v *state.View, l Local) *scope {
 	s := &scope{l: l, far: make(map[string]bool), zones: zonesOf(v)}
 	s.zone = s.zones[l.Self]
+	s.networks = networksOf(v, l)
 	for i := range v.Networks {
 		if v.Networks[i].Local() {
 			s.far[v.Networks[i].Name] = true
@@ -188,7 +191,8 @@ func (sc *scope) localBackend(x Target) LocalBackend {
 // published ports.
 func (sc *scope) frame(rev uint64) Table {
 	l := &sc.l
-	t := Table{Rev: rev, Range: l.Range.Masked(), Range6: l.Range6.Masked(), Resolver: l.Resolver, Resolver6: l.Resolver6, Addrs: slices.Clone(l.NodeAddrs)}
+	t := Table{Rev: rev, Range: l.Range.Masked(), Range6: l.Range6.Masked(), Resolver: l.Resolver, Resolver6: l.Resolver6,
+		Addrs: slices.Clone(l.NodeAddrs), Networks: sc.networks}
 	for _, b := range l.Bridges {
 		if !b.usable() {
 			continue

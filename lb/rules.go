@@ -15,9 +15,11 @@ const TableName = "nodenet"
 func (t Table) Ruleset() Ruleset {
 	inet := TableSpec{Family: "inet", Name: TableName}
 	inet.Sets = append(t.bigSets(), t.smallSets()...)
+	inet.Sets = append(inet.Sets, t.networkSets()...)
+	inet.Sets = append(inet.Sets, t.policy.of("inet")...)
 	made := t.chainset()
 	inet.Sets = append(inet.Sets, made.bucketSets()...)
-	inet.Chains = append(t.chains(), made.chains()...)
+	inet.Chains = slices.Concat(t.chains(), policyChains(), made.chains())
 	addrs := slices.Clone(t.Addrs)
 	for _, v := range versions {
 		if a := t.resolver(v); a.IsValid() {

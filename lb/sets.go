@@ -159,10 +159,11 @@ func (t *Table) bridgeTable() TableSpec {
 		m.sort()
 		spec.Sets = append(spec.Sets, m)
 	}
-	spec.Chains = []Chain{{Name: "lift", Type: "filter", Hook: "prerouting", Priority: 0, Rules: []Rule{
+	spec.Sets = append(spec.Sets, t.policy.of("bridge")...)
+	spec.Chains = []Chain{{Name: "lift", Type: "filter", Hook: "prerouting", Priority: 0, Rules: append([]Rule{
 		{MatchUnicast{}, Lift{[]Field{V4.saddr(), proto, sport}, "backends"}},
 		{MatchIPv6{Bridged: true}, MatchUnicast{}, Lift{[]Field{V6.saddr(), proto, sport}, "backends6"}},
-	}}}
+	}, policeRules()...)}}
 	return spec
 }
 

@@ -87,9 +87,12 @@ type Table struct {
 	routes        []Bridge // what is behind which bridge, for Trace
 	Links         []string // devices of ours, bridges included
 	Addrs         []netip.Addr
+	// Networks are all that this node knows, with the names of their peers.
+	Networks []NetworkInfo
 	// Warnings say what was left out and why, one line each.
 	Warnings []string
 
+	policy             policySets
 	services, backends int      // for people
 	made               chainset // chains that exist already
 }
@@ -158,6 +161,14 @@ func (t *Table) resolver(v Version) netip.Addr {
 	return [...]netip.Addr{V4: t.Resolver, V6: t.Resolver6}[v]
 }
 
+// NetworkInfo is a network as isolation needs it: networks reach one another
+// when one of the two has the other as a peer.
+type NetworkInfo struct {
+	Name   string
+	Prefix [len(versions)]netip.Prefix
+	Peers  []string
+}
+
 func compareTarget(a, b Target) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port))
 }
@@ -210,6 +221,7 @@ func Derive(v *state.View, l Local) Table {
 	}
 	t.include(sc, sc.published(v))
 	t.finish()
+	t.policy = newPolicyBook(v, sc).sets()
 	return t
 }
 

@@ -117,7 +117,7 @@ func testView() *state.View {
 	return state.NewView(state.View{
 		Rev: 7, Self: selfID,
 		Networks: []state.NetworkView{
-			{Network: state.Network{Name: "lab", Prefix: pfx("172.30.0.0/24"), Overlay: state.OverlayNone}},
+			{Network: state.Network{Name: "lab", Prefix: pfx("172.30.0.0/24"), Overlay: state.OverlayNone, Peers: []string{"pods"}}},
 			{Network: state.Network{Name: "pods", Prefix: pfx("10.244.0.0/16"), Overlay: state.OverlayVXLAN}},
 		},
 		Publishes: []state.Publish{

@@ -238,6 +238,9 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 		case Learn, Unlearn: // what they remember is of no use to this packet
 		case ClearPriority:
 			t.prio = 0
+		case MatchKnown: // packets are the first of a flow
+			return "", ""
+		case Count:
 		case PriorityVmap:
 			e, ok := t.ask(s.Map, key(nil).host(t.prio))
 			if !ok {

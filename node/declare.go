@@ -156,6 +156,11 @@ func (n *Node) declare(ctx context.Context, cfg *config.Config) error {
 				drop(state.KindPublish, r.ID.Key, v.Source)
 			}
 		}
+		for r, v := range state.All[state.Policy](sn) {
+			if r.ID.Owner == n.self {
+				drop(state.KindPolicy, r.ID.Key, v.Source)
+			}
+		}
 		for k, m := range want {
 			for key, v := range m {
 				ops = append(ops, state.Put(state.Owner, k, key, v))
@@ -175,7 +180,7 @@ func (n *Node) declare(ctx context.Context, cfg *config.Config) error {
 
 func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 	want := map[state.Kind]map[string]any{
-		state.KindNode: {}, state.KindNetwork: {}, state.KindService: {}, state.KindPublish: {},
+		state.KindNode: {}, state.KindNetwork: {}, state.KindService: {}, state.KindPublish: {}, state.KindPolicy: {},
 	}
 	sum := sha256.New()
 	for _, c := range cfg.Networks {
@@ -206,6 +211,10 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 		}
 		want[state.KindPublish][p.Key()] = p
 	}
+	for i := range cfg.Policies {
+		p := policyRecord(&cfg.Policies[i])
+		want[state.KindPolicy][p.Key()] = p
+	}
 	return want
 }
 
@@ -214,7 +223,7 @@ func networkRecord(c config.Network) state.Network {
 		Name: c.Name, Prefix: c.Prefix, Prefix6: c.Prefix6, Block: c.Block, Overlay: c.Overlay, VNI: c.VNI, Port: c.Port, MTU: c.MTU,
 		Masquerade: c.Masquerade, Internal: c.Internal, Bridge: c.Bridge, Gateway: c.Gateway, NoGateway: c.NoGateway,
 		DHCP: c.DHCP, LeaseTime: int64(c.LeaseTime / time.Second), Namespace: c.Namespace, Exclude: c.Exclude,
-		Pin: c.Pin, Source: sourceNodefile, NoSearch: c.NoSearch,
+		Pin: c.Pin, Source: sourceNodefile, NoSearch: c.NoSearch, Peers: c.Peers,
 	}
 	return nw
 }

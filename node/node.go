@@ -263,6 +263,7 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		GossipPort: n.cfg.Cluster.GossipPort, SyncPort: n.cfg.Cluster.SyncPort,
 		Join: n.cfg.Cluster.Join, Handlers: map[string]gossip.Handler{
 			methodAsk: n.serveAsk, methodTake: n.serveTake, methodHolds: n.serveHolds, methodForget: n.serveForget, methodConns: n.serveConns,
+			methodPolicy: n.servePolicyTrace,
 		},
 		Logger: n.log.With("part", "gossip"), Registry: reg,
 	})

@@ -266,6 +266,7 @@ func (n *Node) routes() http.Handler {
 	mux.HandleFunc("GET "+api.PathPublishes, get(n.publishList))
 	mux.HandleFunc("POST "+api.PathPublishes, post(n.addPublish))
 	mux.HandleFunc("DELETE "+api.PathPublishes, remove("key", n.removePublish))
+	n.policyRoutes(mux)
 	mux.HandleFunc("POST "+api.PathAttach, post(n.attach))
 	mux.HandleFunc("POST "+api.PathDetach, post(func(ctx context.Context, q api.DetachRequest) (api.Empty, error) {
 		return empty(n.detach(ctx, q))

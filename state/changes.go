@@ -13,6 +13,7 @@ type Changes struct {
 	Nodes, Networks, Publishes, Names, Conflicts bool
 	Endpoints                                    []Change[EndpointView] // sorted by owner, ID
 	Services                                     []Change[ServiceView]  // sorted by key
+	Policies                                     []Change[Policy]       // sorted by key
 }
 
 // Change is one item before and after. Nil: it was not or is no longer there.
@@ -22,7 +23,7 @@ type Change[T any] struct{ Old, New *T }
 
 // None reports that nothing changed.
 func (c *Changes) None() bool {
-	return !c.All && !c.Nodes && !c.Networks && !c.Publishes && !c.Names && !c.Conflicts && len(c.Endpoints) == 0 && len(c.Services) == 0
+	return !c.All && !c.Nodes && !c.Networks && !c.Publishes && !c.Names && !c.Conflicts && len(c.Endpoints) == 0 && len(c.Services) == 0 && len(c.Policies) == 0
 }
 
 // Since returns what differs from an older view of the same tables. Its cost
@@ -53,7 +54,7 @@ func (v *View) Since(old *View) *Changes {
 		}
 	}
 	c := &Changes{}
-	endpoints, services := map[endpointRef]bool{}, map[string]bool{}
+	endpoints, services, policies := map[endpointRef]bool{}, map[string]bool{}, map[string]bool{}
 	for _, s := range slices.Concat(v.steps[i:], old.steps[j:]) {
 		c.Nodes, c.Networks, c.Publishes = c.Nodes || s.Nodes, c.Networks || s.Networks, c.Publishes || s.Publishes
 		c.Names, c.Conflicts = c.Names || s.Names, c.Conflicts || s.Conflicts
@@ -69,9 +70,16 @@ func (v *View) Since(old *View) *Changes {
 				c.Services = append(c.Services, Change[ServiceView]{was, is})
 			}
 		}
+		for _, key := range s.policies {
+			if was, is := old.Policy(key), v.Policy(key); was != is && !policies[key] {
+				policies[key] = true
+				c.Policies = append(c.Policies, Change[Policy]{was, is})
+			}
+		}
 	}
 	slices.SortFunc(c.Endpoints, func(a, b Change[EndpointView]) int { return byOwner(a.either(), b.either()) })
 	slices.SortFunc(c.Services, func(a, b Change[ServiceView]) int { return byServiceKey(a.either(), b.either()) })
+	slices.SortFunc(c.Policies, func(a, b Change[Policy]) int { return byPolicyKey(a.either(), b.either()) })
 	return c
 }
 
@@ -94,6 +102,7 @@ type step struct {
 	Nodes, Networks, Publishes, Names, Conflicts bool
 	endpoints                                    []endpointRef
 	services                                     []string
+	policies                                     []string
 }
 
 // addStep returns the steps with one more, as many of the last as are kept.
@@ -101,7 +110,7 @@ func addStep(steps []*step, s *step) []*step {
 	out := append(slices.Clone(steps[max(0, len(steps)-keptSteps+1):]), s)
 	refs := 0
 	for i := len(out) - 1; i >= 0; i-- {
-		if refs += len(out[i].endpoints) + len(out[i].services); refs > keptRefs {
+		if refs += len(out[i].endpoints) + len(out[i].services) + len(out[i].policies); refs > keptRefs {
 			return slices.Clone(out[i+1:])
 		}
 	}
@@ -118,13 +127,18 @@ func (v *View) compare(old *View) *Changes {
 		Conflicts: !slices.Equal(old.Conflicts, v.Conflicts) || !slices.Equal(old.Refusals, v.Refusals),
 		Endpoints: compareTrees(old.byOwner, v.byOwner, byOwner, func(a, b *EndpointView) bool { return reflect.DeepEqual(a, b) }),
 		Services:  compareTrees(old.services, v.services, byServiceKey, (*ServiceView).shows),
+		Policies:  compareSorted(old.Policies, v.Policies, byPolicyKey, func(a, b *Policy) bool { return sameValue(a, b) }),
 	}
 }
 
 // compareTrees walks two trees of one order side by side.
 func compareTrees[T any](old, now tree[*T], compare func(a, b *T) int, equal func(a, b *T) bool) []Change[T] {
+	return compareSorted(slices.Collect(old.all()), slices.Collect(now.all()), compare, equal)
+}
+
+// compareSorted walks two lists of one order side by side.
+func compareSorted[T any](a, b []*T, compare func(a, b *T) int, equal func(a, b *T) bool) []Change[T] {
 	var out []Change[T]
-	a, b := slices.Collect(old.all()), slices.Collect(now.all())
 	for len(a) > 0 || len(b) > 0 {
 		d := 0
 		switch {

@@ -27,6 +27,7 @@ func emptyView(self NodeID) *View {
 	v := NewView(View{Self: self}, nil, nil)
 	v.labels, v.selectors, v.claims = newTree(byLabel), newTree(compareSelectors), newTree(compareClaims)
 	v.declared, v.names = newTree(compareDeclared), newTree(compareNames)
+	v.declaredPolicies = newTree(compareDeclared)
 	v.several, v.refused, v.judged = newTree(byPlace), newTree(compareRefusals), &claims{}
 	return v
 }
@@ -45,6 +46,7 @@ type derivation struct {
 	servers   map[NodeID]bool // the same, for leases that the old view may not show
 	endpoints map[endpointRef]bool
 	services  map[string]bool // by key
+	policies  map[string]bool // the same
 	vips      map[netip.Addr]bool
 	gone      bool // a node was forgotten, or a forgotten one wrote
 	networks  bool
@@ -81,7 +83,7 @@ func (v *View) next(sn *Snapshot, edits []edit) *View {
 	d := &derivation{
 		View: &now, old: v, sn: sn,
 		nodes: map[NodeID]bool{}, owners: map[NodeID]bool{}, servers: map[NodeID]bool{},
-		endpoints: map[endpointRef]bool{}, services: map[string]bool{}, vips: map[netip.Addr]bool{},
+		endpoints: map[endpointRef]bool{}, services: map[string]bool{}, policies: map[string]bool{}, vips: map[netip.Addr]bool{},
 	}
 	d.sort(edits)
 	d.liveness()
@@ -91,6 +93,7 @@ func (v *View) next(sn *Snapshot, edits []edit) *View {
 	d.networksStep()
 	d.endpointsStep()
 	d.servicesStep()
+	d.policiesStep()
 	if d.publishes {
 		d.publishesStep()
 	}
@@ -101,17 +104,22 @@ func (v *View) next(sn *Snapshot, edits []edit) *View {
 
 // sort notes for each step what the edits mean for it.
 func (d *derivation) sort(edits []edit) {
-	var declared, names bool
+	var declared, names, policies bool
 	for _, e := range edits {
 		switch e.new.ID.Kind {
 		case KindService:
 			declared = true
 		case KindName:
 			names = true
+		case KindPolicy:
+			policies = true
 		}
 	}
 	if declared {
 		d.declared = d.declared.clone()
+	}
+	if policies {
+		d.View.declaredPolicies = d.View.declaredPolicies.clone()
 	}
 	if names {
 		d.View.names = d.View.names.clone()
@@ -153,6 +161,9 @@ func (d *derivation) sort(edits []edit) {
 		case KindService:
 			d.services[id.Key] = true
 			d.declare(e)
+		case KindPolicy:
+			d.policies[id.Key] = true
+			d.declarePolicy(e)
 		case KindBackend:
 			for _, r := range []*Record{e.old, e.new} {
 				if b, ok := valueOf[Backend](r); ok {
@@ -266,6 +277,9 @@ func (d *derivation) conflictsStep() {
 	}
 	list := slices.Concat(d.nodeConflicts, d.networkConflicts)
 	for _, c := range d.serviceConflicts {
+		list = append(list, c.Conflict)
+	}
+	for _, c := range d.policyConflicts {
 		list = append(list, c.Conflict)
 	}
 	for _, c := range d.vipConflicts {

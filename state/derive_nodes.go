@@ -106,6 +106,9 @@ func (d *derivation) renamed(id NodeID) {
 	for r := range d.sn.tables.scan(ID{Class: Owner, Kind: KindService, Owner: id}) {
 		d.services[r.ID.Key] = true
 	}
+	for r := range d.sn.tables.scan(ID{Class: Owner, Kind: KindPolicy, Owner: id}) {
+		d.policies[r.ID.Key] = true
+	}
 }
 
 // networksStep makes the networks of this node anew, with where the others'

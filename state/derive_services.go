@@ -56,13 +56,18 @@ func (d *derivation) declare(e edit) {
 
 // declarations returns those of a service, the one that counts first.
 func (d *derivation) declarations(key string) iter.Seq[*Record] {
+	return declarationsIn(d.declared, key, d.nodeByID)
+}
+
+// declarationsIn returns those with a key of nodes that there are.
+func declarationsIn(declared tree[*Record], key string, nodes map[NodeID]*NodeView) iter.Seq[*Record] {
 	return func(yield func(*Record) bool) {
 		// No node ID is before "!": what has no owner comes last.
-		for r := range d.declared.from(&Record{ID: ID{Key: key, Owner: "!"}}) {
+		for r := range declared.from(&Record{ID: ID{Key: key, Owner: "!"}}) {
 			if r.ID.Key != key {
 				return
 			}
-			if (r.ID.Class != Owner || d.nodeByID[r.ID.Owner] != nil) && !yield(r) {
+			if (r.ID.Class != Owner || nodes[r.ID.Owner] != nil) && !yield(r) {
 				return
 			}
 		}

@@ -23,7 +23,7 @@ var viewOptions = gocmp.Options{
 func flat(v *View) *reference {
 	return &reference{
 		Nodes: v.Nodes, Networks: v.Networks, Publishes: v.Publishes, Names: v.Names, Conflicts: v.Conflicts, Refusals: v.Refusals,
-		Endpoints: slices.Collect(v.Endpoints()), Services: slices.Collect(v.Services()),
+		Endpoints: slices.Collect(v.Endpoints()), Services: slices.Collect(v.Services()), Policies: v.Policies,
 	}
 }
 
@@ -85,7 +85,7 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 	op := Op{Class: Owner}
 	switch op.Kind = rapid.SampledFrom([]Kind{
 		KindNode, KindNode, KindBlock, KindEndpoint, KindEndpoint, KindEndpoint, KindPublish, KindHealth, KindHealth, KindNetwork,
-		KindService, KindService, KindBackend, KindAdmin, KindAdmin, KindVIP, KindName, KindReservation, KindLease, KindRing, KindForgotten,
+		KindService, KindService, KindBackend, KindAdmin, KindAdmin, KindVIP, KindName, KindReservation, KindLease, KindRing, KindForgotten, KindPolicy,
 	}).Draw(t, "kind"); op.Kind {
 	case KindNode:
 		op.Key = "self"
@@ -150,6 +150,13 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 		}
 		op.Class = rapid.SampledFrom([]Class{Owner, Cluster}).Draw(t, "class")
 		op.Key, op.Value = s.Key(), s
+	case KindPolicy:
+		p := Policy{Namespace: pick("x", "y"), Name: pick("p1", "p2"), Selector: labels(), DenyIngress: num(1) == 0, Source: pick("nodefile", "command")}
+		if num(1) == 0 {
+			p.Ingress = []PolicyRule{{Peers: []PolicyPeer{{Labels: labels()}}, Ports: []PolicyPort{{"tcp", 80, 80}}}}
+		}
+		op.Class = rapid.SampledFrom([]Class{Owner, Cluster}).Draw(t, "class")
+		op.Key, op.Value = p.Key(), p
 	case KindBackend:
 		b := Backend{Namespace: pick("x", "y"), Service: pick("s1", "s2"), Addr: addr(), Port: uint16(num(1) * 80), Hostname: pick("", "h")}
 		op.Class, op.Key, op.Value = Cluster, b.Namespace+"/"+b.Service+"/"+b.Addr.String(), b
@@ -332,8 +339,24 @@ func checkSince(t *rapid.T, old, v *View) {
 			services[x.New.Key()] = x.New
 		}
 	}
+	policies := map[string]*Policy{}
+	for _, p := range old.Policies {
+		policies[p.Key()] = p
+	}
+	for _, x := range c.Policies {
+		if x.Old != nil {
+			if policies[x.Old.Key()] != x.Old {
+				t.Fatalf("change of %s from what was not there", x.Old.Key())
+			}
+			delete(policies, x.Old.Key())
+		}
+		if x.New != nil {
+			policies[x.New.Key()] = x.New
+		}
+	}
 	got := &reference{
-		Nodes: old.Nodes, Networks: old.Networks, Publishes: old.Publishes, Names: old.Names, Conflicts: old.Conflicts, Refusals: old.Refusals,
+		Policies: slices.SortedFunc(maps.Values(policies), byPolicyKey),
+		Nodes:    old.Nodes, Networks: old.Networks, Publishes: old.Publishes, Names: old.Names, Conflicts: old.Conflicts, Refusals: old.Refusals,
 		Endpoints: slices.SortedFunc(maps.Values(endpoints), byPlace), Services: slices.SortedFunc(maps.Values(services), byServiceKey),
 	}
 	for _, x := range []struct {

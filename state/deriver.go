@@ -140,6 +140,6 @@ func (s *Store) CheckView() error {
 	s.deriver.mu.Lock()
 	s.deriver.views = nil
 	s.deriver.mu.Unlock()
-	return fmt.Errorf("view of revision %d is not what its records say (%d endpoints, %d services, nodes %t, networks %t, published ports %t, names %t, conflicts %t): please report this",
-		sn.rev, len(c.Endpoints), len(c.Services), c.Nodes, c.Networks, c.Publishes, c.Names, c.Conflicts)
+	return fmt.Errorf("view of revision %d is not what its records say (%d endpoints, %d services, %d policies, nodes %t, networks %t, published ports %t, names %t, conflicts %t): please report this",
+		sn.rev, len(c.Endpoints), len(c.Services), len(c.Policies), c.Nodes, c.Networks, c.Publishes, c.Names, c.Conflicts)
 }

@@ -17,6 +17,7 @@ type reference struct {
 	Networks  []NetworkView
 	Endpoints []*EndpointView
 	Services  []*ServiceView
+	Policies  []*Policy
 	Publishes []Publish
 	Names     []Name
 	Conflicts []Conflict
@@ -33,6 +34,9 @@ func deriveReference(sn *Snapshot) *reference {
 	v.deriveNetworks(sn)
 	v.deriveEndpoints(sn, c)
 	v.deriveServices(sn, c)
+	duplicates := v.duplicateVIPs() // shown after the conflicts of policies
+	v.derivePolicies(sn)
+	v.Conflicts = append(v.Conflicts, duplicates...)
 	v.deriveNames(sn)
 	for r, p := range All[Publish](sn) {
 		if r.ID.Owner == sn.self {
@@ -266,7 +270,40 @@ func (v *reference) deriveServices(sn *Snapshot, c *claims) {
 		v.backends(sn, sv, byNamespace[sv.Namespace], append(slices.Clone(sv.Service.Backends), explicit[key]...))
 		v.Services = append(v.Services, sv)
 	}
-	v.duplicateVIPs()
+}
+
+func (v *reference) derivePolicies(sn *Snapshot) {
+	type decl struct {
+		owner  NodeID
+		policy *Policy
+	}
+	byKey := map[string][]decl{}
+	for r, p := range All[Policy](sn) {
+		if r.ID.Class == Owner && v.nodeByID[r.ID.Owner] == nil {
+			continue
+		}
+		byKey[p.Key()] = append(byKey[p.Key()], decl{r.ID.Owner, p})
+	}
+	for _, key := range slices.Sorted(maps.Keys(byKey)) {
+		ds := byKey[key]
+		slices.SortStableFunc(ds, func(a, b decl) int {
+			if (a.owner == "") != (b.owner == "") { // commands come last
+				return strings.Compare(string(b.owner), string(a.owner))
+			}
+			return cmp.Compare(a.owner, b.owner)
+		})
+		for _, d := range ds[1:] {
+			a, b := *ds[0].policy, *d.policy
+			if a.Source, b.Source = "", ""; !sameValue(a, b) {
+				v.Conflicts = append(v.Conflicts, Conflict{
+					What: "policy " + a.FullName(), Winner: v.declarer(ds[0].owner, &Service{}), Loser: v.declarer(d.owner, &Service{}),
+					Detail: "declared differently: make the declarations agree",
+				})
+				break
+			}
+		}
+		v.Policies = append(v.Policies, ds[0].policy)
+	}
 }
 
 func (v *reference) declarer(id NodeID, s *Service) string {
@@ -411,14 +448,14 @@ func (v *reference) steps(sv *ServiceView) {
 }
 
 // duplicateVIPs lets the first of two services with one address and port have it.
-func (v *reference) duplicateVIPs() {
+func (v *reference) duplicateVIPs() (found []Conflict) {
 	first := map[netip.Addr]string{}
 	for _, s := range v.Services {
 		if !s.VIP.IsValid() {
 			continue
 		}
 		if owner, taken := first[s.VIP]; taken {
-			v.Conflicts = append(v.Conflicts, Conflict{
+			found = append(found, Conflict{
 				What: "VIP " + s.VIP.String(), Winner: owner, Loser: s.FullName(),
 				Detail: "two services claim the address: give one of them another",
 			})
@@ -427,6 +464,7 @@ func (v *reference) duplicateVIPs() {
 		}
 		first[s.VIP] = s.FullName()
 	}
+	return found
 }
 
 func (v *reference) deriveNames(sn *Snapshot) {

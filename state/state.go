@@ -111,6 +111,7 @@ const (
 	KindBackend     Kind = "backend"     // Cluster; "<ns>/<service>/<addr>"; Backend
 	KindAdmin       Kind = "admin"       // Cluster; "<ns>/<service>/<backend>"; Admin: what an operator said of a backend
 	KindVIP         Kind = "vip"         // Cluster; "<ns>/<service>"; VIP: what was allocated for a service
+	KindPolicy      Kind = "policy"      // Owner (Nodefile) or Cluster (command); "<ns>/<name>"; Policy
 	KindName        Kind = "name"        // Owner or Cluster; "<name> <type>"; Name
 	KindReservation Kind = "reservation" // Owner or Cluster; "<network>/<addr>"; Reservation
 	KindLease       Kind = "lease"       // Lease; "<network>/<addr>"; LeaseValue

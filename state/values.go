@@ -178,6 +178,7 @@ type Network struct {
 	Source     string         `cbor:"19,keyasint,omitempty"` // "nodefile" or "cni"
 	NoSearch   bool           `cbor:"20,keyasint,omitempty"` // DNS leaves its workloads' questions as they are
 	Prefix6    netip.Prefix   `cbor:"21,keyasint,omitempty"` // IPv6 beside Prefix, see Twin; zero: IPv4 only
+	Peers      []string       `cbor:"30,keyasint,omitempty"` // networks that it exchanges traffic with; one side says so
 }
 
 // Local reports whether each node uses the whole prefix by itself, so that
@@ -401,6 +402,8 @@ func newValue(k Kind) any {
 		return new(Backend)
 	case KindAdmin:
 		return new(Admin)
+	case KindPolicy:
+		return new(Policy)
 	case KindVIP:
 		return new(VIP)
 	case KindName:
@@ -442,6 +445,8 @@ func kindOf(v any) Kind {
 		return KindBackend
 	case *Admin, Admin:
 		return KindAdmin
+	case *Policy, Policy:
+		return KindPolicy
 	case *VIP, VIP:
 		return KindVIP
 	case *Name, Name:

@@ -38,6 +38,7 @@ type View struct {
 	Networks  []NetworkView // sorted by name; as this node sees them
 	Publishes []Publish     // of this node, sorted by key
 	Names     []Name        // sorted by name, type
+	Policies  []*Policy     // sorted by key; one that did not change is the same pointer in the next view
 	Conflicts []Conflict
 	// Refusals are the claims of records to what is another's. Those that do
 	// not wait are among Conflicts too.
@@ -59,6 +60,7 @@ type View struct {
 	judged           *claims
 	refused          tree[*Refusal] // of endpoints, leases and services
 	declared         tree[*Record]  // declarations of services
+	declaredPolicies tree[*Record]
 	names            tree[*Record]
 	namespace        map[string]string // of a network's leases
 	gone             Gone
@@ -68,6 +70,7 @@ type View struct {
 	nodeConflicts    []Conflict
 	networkConflicts []Conflict
 	serviceConflicts []keyed
+	policyConflicts  []keyed
 	vipConflicts     []keyed
 }
 

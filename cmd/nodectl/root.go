@@ -127,7 +127,7 @@ Try it in network namespaces on this machine:  nodectl lab up --nodes 3`,
 	}
 	add("node", c.runCmd(), c.checkCmd(), c.cleanupCmd(), c.cniCmd(), c.labCmd())
 	add("cluster", c.initCmd(), c.tokenCmd(), c.joinCmd(), c.leaveCmd(), c.nodeCmd(), c.secretCmd(), c.snapshotCmd(), c.waitCmd())
-	add("workload", c.attachCmd(), c.detachCmd(), c.serviceCmd(), c.publishCmd(), c.nameCmd())
+	add("workload", c.attachCmd(), c.detachCmd(), c.serviceCmd(), c.publishCmd(), c.policyCmd(), c.nameCmd())
 	add("look", c.statusCmd(), c.doctorCmd(), c.peersCmd(), c.conflictsCmd(), c.ipamCmd(), c.lbCmd(), c.firewallCmd(), c.endpointsCmd(), c.routesCmd(), c.leaseCmd(), c.dnsCmd())
 	root.AddCommand(c.versionCmd(), c.manCmd())
 	group(root)
