@@ -266,7 +266,7 @@ func (v *reference) deriveServices(sn *Snapshot, c *claims) {
 		v.backends(sn, sv, byNamespace[sv.Namespace], append(slices.Clone(sv.Service.Backends), explicit[key]...))
 		v.Services = append(v.Services, sv)
 	}
-	v.duplicateVIPs()
+	v.duplicateVIPs(sn)
 }
 
 func (v *reference) declarer(id NodeID, s *Service) string {
@@ -325,6 +325,10 @@ func (v *reference) backends(sn *Snapshot, sv *ServiceView, candidates []*Endpoi
 			}
 			v.health(sn, sv, &b)
 			add(b, 0)
+			if i := slices.IndexFunc(e.Addrs, netip.Addr.Is6); i > 0 {
+				b.Addr, b.Targets = e.Addrs[i], slices.Clone(b.Targets)
+				add(b, 0)
+			}
 		}
 	}
 	for _, x := range explicit {
@@ -411,7 +415,7 @@ func (v *reference) steps(sv *ServiceView) {
 }
 
 // duplicateVIPs lets the first of two services with one address and port have it.
-func (v *reference) duplicateVIPs() {
+func (v *reference) duplicateVIPs(sn *Snapshot) {
 	first := map[netip.Addr]string{}
 	for _, s := range v.Services {
 		if !s.VIP.IsValid() {
@@ -426,6 +430,12 @@ func (v *reference) duplicateVIPs() {
 			continue
 		}
 		first[s.VIP] = s.FullName()
+		// Both ranges have room for a byte.
+		if self, ok := Lookup[Node](sn, ID{Class: Owner, Kind: KindNode, Owner: sn.self, Key: "self"}); ok && self.ServiceRange.IsValid() {
+			six := self.ServiceRange6.Addr().As16()
+			six[15] = s.VIP.As4()[3]
+			s.VIP6 = netip.AddrFrom16(six)
+		}
 	}
 }
 
