@@ -73,7 +73,7 @@ type Status struct {
 	Peers      []Peer            `json:"peers"`
 	Networks   []NetworkStatus   `json:"networks"`
 	Services   []Service         `json:"services"`
-	Subsystems []SubsystemStatus `json:"subsystems"` // dns, lb, overlay, dhcp, gossip, in this order
+	Subsystems []SubsystemStatus `json:"subsystems"` // dns, lb, overlay, dhcp, gossip, in this order, then those in trouble or use
 	Conflicts  []string          `json:"conflicts,omitempty"`
 }
 
@@ -179,6 +179,7 @@ type Publish struct {
 	HostAddr netip.Addr `json:"hostAddr,omitzero"` // zero: every local address
 	Protocol string     `json:"protocol"`
 	HostPort uint16     `json:"hostPort"`
+	Last     uint16     `json:"last,omitempty"` // of a range of host ports that begins with HostPort
 	Target   netip.Addr `json:"target"`
 	Port     uint16     `json:"port"`
 	Endpoint string     `json:"endpoint,omitempty"`

@@ -71,6 +71,7 @@ type Service struct {
 	Ready     int               `json:"ready"`
 	Total     int               `json:"total"`
 	Backends  []ServiceBackend  `json:"backends"`
+	Announced []Announcement    `json:"announced,omitempty"` // external addresses on a LAN
 	ServiceSettings
 }
 

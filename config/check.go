@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -256,35 +257,28 @@ func (c *Config) ownPorts() map[string]string {
 
 func (p *parser) checkPublishes() {
 	own := p.cfg.ownPorts()
-	type slot struct {
-		addr netip.Addr
-		key  string
-	}
-	taken := map[slot]Publish{}      // by the very address
-	anywhere := map[string]Publish{} // the first of a port, on whichever address
+	var good []Publish
 	for _, b := range p.cfg.Publishes {
 		if b.HostPort == 0 {
 			continue
 		}
 		title := "publish " + b.host()
-		key := fmt.Sprintf("%d/%s", b.HostPort, b.Protocol)
-		if user, used := own[key]; used {
-			p.faults.add(b.Pos, title, "%s is the port of %s, publish another", key, user)
+		for n := int(b.HostPort); n <= int(max(b.HostPort, b.Last)); n++ {
+			key := fmt.Sprintf("%d/%s", n, b.Protocol)
+			if user, used := own[key]; used {
+				p.faults.add(b.Pos, title, "%s is the port of %s, publish another", key, user)
+			}
 		}
-		a, dup := taken[slot{b.HostAddr, key}]
-		if !dup {
-			a, dup = taken[slot{netip.Addr{}, key}]
-		}
-		if !dup && !b.HostAddr.IsValid() {
-			a, dup = anywhere[key]
-		}
-		if dup {
-			p.faults.add(b.Pos, title, "already published as %s at %s, keep one", a.host(), a.Pos)
+		if i := slices.IndexFunc(good, b.overlaps); i >= 0 {
+			p.faults.add(b.Pos, title, "already published as %s at %s, keep one", good[i].host(), good[i].Pos)
 			continue
 		}
-		taken[slot{b.HostAddr, key}] = b
-		if _, ok := anywhere[key]; !ok {
-			anywhere[key] = b
-		}
+		good = append(good, b)
 	}
+}
+
+// overlaps reports whether two lines claim one port of one address.
+func (p *Publish) overlaps(o Publish) bool {
+	return p.Protocol == o.Protocol && p.HostPort <= max(o.HostPort, o.Last) && o.HostPort <= max(p.HostPort, p.Last) &&
+		(p.HostAddr == o.HostAddr || !p.HostAddr.IsValid() || !o.HostAddr.IsValid())
 }

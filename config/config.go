@@ -167,11 +167,12 @@ type Probe struct {
 	Fall     int
 }
 
-// Publish is a `publish [HOSTADDR:]PORT[/PROTO] TARGET:PORT` line.
+// Publish is a `publish [HOSTADDR:]PORT[-LAST][/PROTO] TARGET:PORT` line.
 type Publish struct {
 	HostAddr netip.Addr
 	Protocol string
 	HostPort uint16
+	Last     uint16 // of a range that begins with HostPort; 0: one port
 	Target   netip.AddrPort
 	Pos      Pos
 }

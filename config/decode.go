@@ -117,7 +117,7 @@ func (p *parser) publish(b block) {
 	}
 	p.fields(title, b.body, nil)
 	if len(b.keys) != 3 {
-		p.faults.add(b.pos, title, "takes a port and a target, write `publish [HOST:]PORT[/PROTO] ADDR:PORT`")
+		p.faults.add(b.pos, title, "takes a port and a target, write `publish [HOST:]PORT[-LAST][/PROTO] ADDR:PORT`")
 		return
 	}
 	pub := Publish{Pos: b.pos}
@@ -138,10 +138,10 @@ func (p *parser) publish(b block) {
 		}
 		pub.HostAddr = addr
 	}
-	if pub.HostPort, err = port(number); err != nil {
+	if pub.HostPort, pub.Last, err = ports(number); err != nil {
 		p.faults.add(b.pos, title, "%v", err)
 	}
-	if pub.Target, err = target(b.keys[2]); err != nil {
+	if pub.Target, err = targets(b.keys[2], pub.HostPort, pub.Last); err != nil {
 		p.faults.add(b.pos, title, "%v", err)
 	}
 	if h, t := pub.HostAddr, pub.Target.Addr(); h.IsValid() && t.IsValid() && !h.IsLoopback() && h.Is4() != t.Is4() {

@@ -26,7 +26,7 @@ func (c *Config) Notes() []string {
 		}
 	}
 	for _, p := range c.Publishes {
-		if c.Services.NodePorts.Contains(p.HostPort) {
+		if np := c.Services.NodePorts; p.HostPort <= np.Last && np.First <= max(p.HostPort, p.Last) {
 			note("publish %s: lies in the node ports %d-%d, keep services from allocating it by choosing another port",
 				p.host(), c.Services.NodePorts.First, c.Services.NodePorts.Last)
 		}

@@ -285,9 +285,12 @@ func (p *ServicePort) spec() string {
 	return number + "/" + p.Protocol
 }
 
-// host returns [HOST:]PORT/PROTO.
+// host returns [HOST:]PORT[-LAST]/PROTO.
 func (p *Publish) host() string {
 	s := fmt.Sprintf("%d/%s", p.HostPort, p.Protocol)
+	if p.Last > p.HostPort {
+		s = fmt.Sprintf("%d-%d/%s", p.HostPort, p.Last, p.Protocol)
+	}
 	if p.HostAddr.IsValid() {
 		host := p.HostAddr.String()
 		if p.HostAddr.Is6() {

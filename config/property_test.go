@@ -89,7 +89,8 @@ func anyConfig(t *rapid.T) *Config {
 		c.Publishes = append(c.Publishes, Publish{
 			HostAddr: rapid.SampledFrom([]netip.Addr{{}, netip.MustParseAddr("192.0.2.1")}).Draw(t, "host"),
 			Protocol: rapid.SampledFrom([]string{"tcp", "udp"}).Draw(t, "proto"),
-			HostPort: uint16(8000 + i), Target: netip.MustParseAddrPort("10.0.0.9:80"),
+			HostPort: uint16(8000 + 10*i), Last: rapid.SampledFrom([]uint16{0, uint16(8001 + 10*i), uint16(8009 + 10*i)}).Draw(t, "last"),
+			Target: netip.MustParseAddrPort("10.0.0.9:80"),
 		})
 	}
 	c.Servers = nil

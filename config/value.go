@@ -285,6 +285,42 @@ func keyValue(s string) (k, v string, err error) {
 	return k, v, nil
 }
 
+// ports parses PORT or FIRST-LAST; last is 0 for one port.
+func ports(s string) (first, last uint16, err error) {
+	if !strings.Contains(s, "-") {
+		first, err = port(s)
+		return first, 0, err
+	}
+	r, err := portRange(s)
+	if err != nil || r.First == r.Last {
+		return r.First, 0, err
+	}
+	return r.First, r.Last, nil
+}
+
+// targets parses the ADDR:PORT that the ports from first to last go to, one
+// each. The range may be written out: ADDR:PORT-LAST.
+func targets(s string, first, last uint16) (netip.AddrPort, error) {
+	span := max(first, last) - first
+	addr, end, ranged := strings.Cut(s, "-")
+	ap, err := target(addr)
+	if err != nil {
+		return ap, err
+	}
+	if ranged {
+		switch n, err := port(end); {
+		case err != nil || n < ap.Port():
+			return ap, fmt.Errorf("%s: not an address with a range of ports, write e.g. 10.244.0.2:8000-8010", s)
+		case n-ap.Port() != span:
+			return ap, fmt.Errorf("%s: %d ports for %d, write as many as are published, or the first alone", s, int(n-ap.Port())+1, int(span)+1)
+		}
+	}
+	if int(ap.Port())+int(span) > 65535 {
+		return ap, fmt.Errorf("%s: there are no %d ports from there on, begin lower", s, int(span)+1)
+	}
+	return ap, nil
+}
+
 // target parses ADDR:PORT, or [ADDR]:PORT for IPv6.
 func target(s string) (netip.AddrPort, error) {
 	ap, err := netip.ParseAddrPort(s)

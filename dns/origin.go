@@ -56,9 +56,10 @@ func (z *Zone) sourcesOf(v *state.View, name string) (out []plugin.Source) {
 			continue
 		}
 		add(plugin.Source{Kind: string(state.KindService), Key: s.Namespace + "/" + s.Name})
+		c := choose(s)
 		for i := range s.Backends {
 			be := &s.Backends[i]
-			if be.Endpoint == "" || !be.Ready {
+			if be.Endpoint == "" || !c.uses(be) {
 				continue
 			}
 			qtype, data := addressData(be.Addr)

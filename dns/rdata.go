@@ -13,7 +13,8 @@ import (
 //
 //	A, AAAA           the address
 //	PTR, CNAME, NS    the name
-//	SRV               port and target; priority is 0, the weight follows from the set
+//	SRV               port, weight and target; priority is 0; with a weight of 0 it
+//	                  follows from the set
 //	TXT               the strings
 //	SOA               nothing, it follows from the zone
 //
@@ -38,8 +39,9 @@ func addressData(a netip.Addr) (qtype uint16, data string) {
 func nameData(name string) string { return string(appendName(make([]byte, 0, 64), name)) }
 
 // srvData packs the data of an SRV record.
-func srvData(port uint16, target string) string {
-	return string(appendName(binary.BigEndian.AppendUint16(make([]byte, 0, 64), port), target))
+func srvData(port, weight uint16, target string) string {
+	b := binary.BigEndian.AppendUint16(make([]byte, 0, 64), port)
+	return string(appendName(binary.BigEndian.AppendUint16(b, weight), target))
 }
 
 // appendName packs a fully qualified name.
@@ -72,7 +74,7 @@ func itemLen(qtype uint16, data string) int {
 	case wire.TypeTXT, wire.TypeSOA:
 		return len(data)
 	case wire.TypeSRV:
-		n = 2
+		n = 4
 	}
 	for data[n] != 0 {
 		n += 1 + int(data[n])
@@ -144,9 +146,12 @@ func (z *Zone) records(name string, s *rrset) []wire.RR {
 		case wire.TypeTXT:
 			out = append(out, &wire.TXT{Hdr: h, Txt: []string{item[1:]}})
 		case wire.TypeSRV:
+			weight := binary.BigEndian.Uint16([]byte(item[2:]))
+			if weight == 0 {
+				weight = uint16(max(1, 100/n))
+			}
 			out = append(out, &wire.SRV{
-				Hdr: h, Weight: uint16(max(1, 100/n)),
-				Port: binary.BigEndian.Uint16([]byte(item)), Target: textName(item[2:]),
+				Hdr: h, Weight: weight, Port: binary.BigEndian.Uint16([]byte(item)), Target: textName(item[4:]),
 			})
 		}
 	}

@@ -57,6 +57,8 @@ func specView() *state.View {
 	}
 	aliased := endpoint("apps", "cache", true, "10.244.1.9", "2001:db8:1::9")
 	aliased.Aliases = []string{"redis"}
+	weighted := func(b state.BackendOf, w uint16) state.BackendOf { b.Weight = w; return b }
+	draining := func(b state.BackendOf) state.BackendOf { b.Draining = true; return b }
 	lease := endpoint("default", "Printer.lan", true, "10.244.2.77")
 	lease.Lease = true
 	statics := []state.Name{
@@ -112,6 +114,19 @@ func specView() *state.View {
 		{
 			Service:  state.Service{Namespace: "data", Name: "asleep", Headless: true, Ports: []state.ServicePort{port("sql", "tcp", 3306)}},
 			Backends: []state.BackendOf{backend("10.244.1.22", "db-2", false, 3306)},
+		},
+		{
+			Service: state.Service{Namespace: "data", Name: "canary", Headless: true, Ports: []state.ServicePort{port("sql", "tcp", 3306)}},
+			Backends: []state.BackendOf{
+				weighted(backend("10.244.1.50", "c-0", true, 3306), 99), weighted(backend("10.244.1.51", "c-1", true, 3306), 1),
+				weighted(draining(backend("10.244.1.52", "c-2", false, 3306)), 7),
+			},
+		},
+		{
+			Service: state.Service{Namespace: "data", Name: "going", Headless: true, Ports: []state.ServicePort{port("sql", "tcp", 3306)}},
+			Backends: []state.BackendOf{
+				draining(backend("10.244.1.60", "g-0", false, 3306)), draining(backend("10.244.1.61", "g-1", false, 3306)), backend("10.244.1.62", "g-2", false, 3306),
+			},
 		},
 		{Service: state.Service{Namespace: "data", Name: "none", Headless: true}},
 		{
@@ -174,6 +189,11 @@ func TestStatements(t *testing.T) {
 		{"", "2.4.2 of one endpoint", "_sql._tcp.db-1.db.data.svc SRV", "_sql._tcp.db-1.db.data.svc SRV 0 100 3307 db-1.db.data.svc\n+\ndb-1.db.data.svc A 10.244.1.21"},
 		{"", "2.4.2 unnamed ports: of the bare name only", "mute.data.svc SRV", "mute.data.svc SRV 0 100 80 m-0.mute.data.svc\n+\nm-0.mute.data.svc A 10.244.1.40\nm-0.mute.data.svc A 10.244.1.41"},
 		{"", "2.4.2 unnamed ports have no name", "_tcp.mute.data.svc SRV", "NXDOMAIN"},
+		{"", "SRV by weight where backends differ in it; one that drains is not there", "_sql._tcp.canary.data.svc SRV", "_sql._tcp.canary.data.svc SRV 0 99 3306 c-0.canary.data.svc\n_sql._tcp.canary.data.svc SRV 0 1 3306 c-1.canary.data.svc\n+\nc-0.canary.data.svc A 10.244.1.50\nc-1.canary.data.svc A 10.244.1.51"},
+		{"", "one that drains is not among the addresses", "canary.data.svc A", "canary.data.svc A 10.244.1.50\ncanary.data.svc A 10.244.1.51"},
+		{"", "of a weighted one alone", "_sql._tcp.c-1.canary.data.svc SRV", "_sql._tcp.c-1.canary.data.svc SRV 0 100 3306 c-1.canary.data.svc\n+\nc-1.canary.data.svc A 10.244.1.51"},
+		{"", "those that drain are the last resort", "going.data.svc A", "going.data.svc A 10.244.1.60\ngoing.data.svc A 10.244.1.61"},
+		{"", "but not those that fail", "g-2.going.data.svc A", "NXDOMAIN"},
 		{"", "2.4.2 none is ready", "_sql._tcp.asleep.data.svc SRV", "NXDOMAIN"},
 		{"", "2.4.3 PTR of an endpoint: its host name", "20.1.244.10.in-addr.arpa. PTR", "20.1.244.10.in-addr.arpa. PTR db-0.db.data.svc"},
 		{"", "2.4.3 PTR of an endpoint, IPv6", "0.2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa. PTR", "0.2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa. PTR db-0.db.data.svc"},

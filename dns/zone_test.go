@@ -163,6 +163,7 @@ func drawViewOf(t *rapid.T, names ...string) *state.View {
 		}
 		for range rapid.IntRange(0, 3).Draw(t, "backends") {
 			b := state.BackendOf{Addr: ip.Draw(t, "backend"), Hostname: name.Draw(t, "host"), Ready: rapid.Bool().Draw(t, "ready")}
+			b.Weight, b.Draining = uint16(rapid.IntRange(0, 2).Draw(t, "weight")), !b.Ready && rapid.Bool().Draw(t, "draining")
 			for range s.Ports {
 				b.Targets = append(b.Targets, rapid.Uint16().Draw(t, "target port"))
 			}

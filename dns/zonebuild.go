@@ -67,9 +67,9 @@ func (b *sources) named(name string, l layer, qtype uint16, target string) {
 	}
 }
 
-func (b *sources) srv(name, target string, port uint16) {
+func (b *sources) srv(name, target string, port, weight uint16) {
 	if len(target) <= maxName {
-		b.record(name, layerDerived, wire.TypeSRV, srvData(port, target))
+		b.record(name, layerDerived, wire.TypeSRV, srvData(port, weight, target))
 	}
 }
 
@@ -128,24 +128,65 @@ func (b *sources) service(s, other *state.ServiceView) {
 		return
 	}
 	var backends []*state.BackendOf
+	c := choose(s)
 	if !b.opt.noEndpoints && s.External == "" {
-		backends = changed(s, other)
+		backends = changed(s, other, c)
 	}
 	for i, z := range b.opt.forward {
 		svc := plugin.Under(name+"."+namespace+".svc", z)
 		b.serviceName(s, svc, i == 0)
 		for _, be := range backends {
-			b.backend(s, be, svc, i == 0)
+			b.backend(s, be, svc, i == 0, c.weight(be))
 		}
 	}
 }
 
-// changed returns the ready backends of a service at addresses where another
-// version of it has not the very same ones. Both are sorted by address.
-func changed(s, other *state.ServiceView) (out []*state.BackendOf) {
+// choice is which backends of a service are in the answers, as the balancer
+// chooses them: those that are ready, and while there are none, those that
+// drain.
+type choice struct {
+	last     bool // those that drain
+	weighted bool // by weight; where all have the same, it is left to the set
+}
+
+func choose(s *state.ServiceView) choice {
+	c := choice{last: s.Ready() == 0}
+	var first *state.BackendOf
+	for i := range s.Backends {
+		be := &s.Backends[i]
+		switch {
+		case !s.Headless || !c.uses(be):
+		case first == nil:
+			first = be
+		case be.Weight != first.Weight:
+			c.weighted = true
+		}
+	}
+	return c
+}
+
+func (c choice) uses(be *state.BackendOf) bool { return be.Ready || c.last && be.Draining }
+
+// weight is that of the SRV record of a backend among the others; 0: follows
+// from the set.
+func (c choice) weight(be *state.BackendOf) uint16 {
+	if !c.weighted {
+		return 0
+	}
+	return max(1, be.Weight)
+}
+
+// changed returns the backends of a service that are in the answers, at
+// addresses where another version of it has not the very same ones. Both are
+// sorted by address.
+func changed(s, other *state.ServiceView, c choice) (out []*state.BackendOf) {
 	var theirs []state.BackendOf
+	var was choice
 	if other != nil {
-		theirs = other.Backends
+		theirs, was = other.Backends, choose(other)
+	}
+	same := func(a, b state.BackendOf) bool {
+		return sameNames(a, b) && c.uses(&a) == was.uses(&b) && c.weight(&a) == was.weight(&b)
 	}
 	for ours := s.Backends; len(ours) > 0; {
 		a := ours[0].Addr
@@ -160,9 +201,9 @@ func changed(s, other *state.ServiceView) (out []*state.BackendOf) {
 		for m < len(theirs) && theirs[m].Addr == a {
 			m++
 		}
-		if !slices.EqualFunc(ours[:n], theirs[:m], sameNames) {
+		if !slices.EqualFunc(ours[:n], theirs[:m], same) {
 			for i := range ours[:n] {
-				if be := &ours[i]; be.Ready && a.IsValid() {
+				if be := &ours[i]; c.uses(be) && a.IsValid() {
 					out = append(out, be)
 				}
 			}
@@ -181,7 +222,7 @@ func sameService(a, b *state.ServiceView) bool {
 
 // sameNames reports whether two backends make the same names.
 func sameNames(a, b state.BackendOf) bool {
-	return a.Addr == b.Addr && a.Ready == b.Ready && a.Hostname == b.Hostname && slices.Equal(a.Targets, b.Targets)
+	return a.Addr == b.Addr && a.Hostname == b.Hostname && slices.Equal(a.Targets, b.Targets)
 }
 
 // serviceName makes the records of a service's own name in one zone; in the
@@ -197,9 +238,9 @@ func (b *sources) serviceName(s *state.ServiceView, name string, first bool) {
 		b.address(name, layerDerived, s.VIP)
 		b.address(name, layerDerived, s.VIP6)
 		for _, p := range s.Ports {
-			b.srv(name, name, p.Port)
+			b.srv(name, name, p.Port, 0)
 			if pn := portName(p.Name, p.Protocol); pn != "" {
-				b.srv(pn+"."+name, name, p.Port)
+				b.srv(pn+"."+name, name, p.Port, 0)
 			}
 		}
 		if first {
@@ -214,7 +255,7 @@ func (b *sources) serviceName(s *state.ServiceView, name string, first bool) {
 }
 
 // backend makes the names of one backend of the service of that name.
-func (b *sources) backend(s *state.ServiceView, be *state.BackendOf, name string, first bool) {
+func (b *sources) backend(s *state.ServiceView, be *state.BackendOf, name string, first bool, weight uint16) {
 	host := label(be.Hostname)
 	if host == "" {
 		host = dashed(be.Addr.Unmap())
@@ -233,14 +274,14 @@ func (b *sources) backend(s *state.ServiceView, be *state.BackendOf, name string
 		}
 		pn := portName(p.Name, p.Protocol)
 		if s.Headless {
-			b.srv(name, target, be.Targets[j])
+			b.srv(name, target, be.Targets[j], weight)
 			if pn != "" {
-				b.srv(pn+"."+name, target, be.Targets[j])
+				b.srv(pn+"."+name, target, be.Targets[j], weight)
 			}
 		}
-		b.srv(target, target, be.Targets[j])
+		b.srv(target, target, be.Targets[j], 0)
 		if pn != "" {
-			b.srv(pn+"."+target, target, be.Targets[j])
+			b.srv(pn+"."+target, target, be.Targets[j], 0)
 		}
 	}
 }

@@ -70,7 +70,8 @@ type LB struct {
 	m      *metrics
 	wake   chan struct{}
 	loop   *loopback
-	opened bool // the kernel handle is ours to close
+	opened bool   // the kernel handle is ours to close
+	watch  *watch // nil: changes are noticed by polling
 
 	mu       sync.Mutex
 	desired  *wish
@@ -107,6 +108,9 @@ func New(o Options) (*LB, error) {
 			return nil, err
 		}
 		b.opt.Kernel, b.opened = k, true
+		if b.watch, err = openWatch(); err != nil {
+			b.log.Warn("changes of single nftables elements from outside will not be noticed", "err", err)
+		}
 	}
 	m, err := newMetrics(o.Registry)
 	if err != nil {
@@ -138,6 +142,12 @@ func (b *LB) Run(ctx context.Context) error {
 	if b.opened {
 		defer b.opt.Kernel.Close()
 	}
+	if b.watch != nil {
+		var reading sync.WaitGroup
+		reading.Go(b.watch.read)
+		defer reading.Wait()
+		defer b.watch.close()
+	}
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
 	var retry <-chan time.Time
@@ -150,6 +160,15 @@ func (b *LB) Run(ctx context.Context) error {
 			return nil
 		case <-b.wake:
 		case <-retry:
+		case <-b.watch.signal():
+			if retry != nil || b.book == nil || b.watch.upTo(b.expected) || !b.disturbed() {
+				continue
+			}
+			if b.intact() {
+				b.lookAround()
+				continue
+			}
+			b.book = nil
 		case <-poll.C:
 			slow := time.Since(lastCheck) >= tickEvery
 			if retry != nil || b.book == nil || !slow && !b.disturbed() {
@@ -217,13 +236,35 @@ func (b *LB) intact() bool {
 	if err != nil {
 		return false
 	}
-	ok, err := sameShape(b.opt.Kernel, b.book.outline().Ruleset())
-	if err != nil || !ok {
-		b.log.Warn("nftables rules were changed from outside, restoring them", "err", err)
+	return b.unchanged(before)
+}
+
+// unchanged reports whether what happened up to generation g left our tables
+// alone; then g is what is expected.
+func (b *LB) unchanged(g uint32) bool {
+	by, elements := "", false
+	touched, known := b.watch.between(b.expected, g)
+	for _, t := range touched {
+		by, elements = t.by, elements || t.elements
+	}
+	ok, err := true, error(nil)
+	switch {
+	case elements:
+		ok = false
+	case known && len(touched) == 0 && g != b.expected:
+		// Somebody else's tables alone.
+	case !known && b.watch != nil && g != b.expected:
+		ok = false // what was told is lost: list everything
+	default:
+		ok, err = sameShape(b.opt.Kernel, b.book.outline().Ruleset())
+	}
+	if !ok || err != nil {
+		b.log.Warn("nftables rules were changed from outside, restoring them", "by", by, "err", err)
 		b.m.repairs.Inc()
 		return false
 	}
-	b.expected = before
+	b.expected = g
+	b.watch.forget(g)
 	return true
 }
 
@@ -233,14 +274,8 @@ func (b *LB) apply(w *wish) error {
 	k := b.opt.Kernel
 	if b.book != nil {
 		// Before the book is changed, since it says what was there.
-		if g, err := k.Generation(); err == nil && g != b.expected {
-			if ok, cerr := sameShape(k, b.book.outline().Ruleset()); cerr != nil || !ok {
-				b.m.repairs.Inc()
-				b.log.Warn("nftables rules were changed from outside, restoring them", "err", cerr)
-				b.book = nil
-			} else {
-				b.expected = g
-			}
+		if g, err := k.Generation(); err == nil && g != b.expected && !b.unchanged(g) {
+			b.book = nil
 		}
 	}
 	now, ops, stale, err := b.plan(w)
@@ -263,6 +298,7 @@ func (b *LB) apply(w *wish) error {
 			return fmt.Errorf("program nftables (%d operations): %w", ops.Count(), err)
 		}
 		b.expected = before + 1
+		b.watch.forget(before)
 	case b.book == nil:
 		g, err := k.Generation()
 		if err != nil {

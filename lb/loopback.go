@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +43,8 @@ func (processIO) Dial(ctx context.Context, network, address string) (net.Conn, e
 const (
 	udpIdle     = 60 * time.Second
 	maxUDPFlows = 1024 // a port; more clients than that are not answered
+	maxConns    = 1024 // a TCP port; more are reset at once
+	maxOpen     = 4096 // ports; of long ranges the rest is not served on loopback
 )
 
 // loopback serves published ports on 127.0.0.1 and ::1 from user space, whatever
@@ -87,6 +91,14 @@ func (f *forwarder) hold(c io.Closer) bool {
 	return !f.done
 }
 
+// full reports whether a port has more connections than it may. Each is two
+// sockets once its target has answered.
+func (f *forwarder) full() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.conns) > 2*maxConns
+}
+
 func (f *forwarder) drop(c io.Closer) {
 	c.Close()
 	f.mu.Lock()
@@ -131,11 +143,14 @@ func (l *loopback) set(want []Publish) {
 			delete(l.failed, k)
 		}
 	}
-	for k, target := range keep {
+	for _, k := range slices.SortedFunc(maps.Keys(keep), compareTarget) {
 		if l.open[k] != nil {
 			continue
 		}
-		f, err := l.start(k, target)
+		f, err := (*forwarder)(nil), errTooMany
+		if len(l.open) < maxOpen {
+			f, err = l.start(k, keep[k])
+		}
 		if err != nil {
 			if implied[k] && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)) {
 				continue // a host without IPv6
@@ -143,12 +158,21 @@ func (l *loopback) set(want []Publish) {
 			if _, known := l.failed[k]; !known {
 				l.log.Warn("published port is not served on loopback", "addr", k.Addr, "port", k.Port, "err", err)
 			}
-			l.failed[k] = fmt.Sprintf("publish %s/%s: %v: stop what listens there, or publish another port", netip.AddrPortFrom(k.Addr, k.Port), protoName(k.Proto), err)
+			l.failed[k] = fmt.Sprintf("publish %s/%s: %v%s", netip.AddrPortFrom(k.Addr, k.Port), protoName(k.Proto), err, fixForPort(err))
 			continue
 		}
 		delete(l.failed, k)
 		l.open[k] = f
 	}
+}
+
+var errTooMany = fmt.Errorf("%d ports are served on loopback already", maxOpen)
+
+func fixForPort(err error) string {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return ": stop what listens there, or publish another port"
+	}
+	return ""
 }
 
 // retry opens what could not be opened before.
@@ -225,13 +249,16 @@ func (l *loopback) serveTCP(f *forwarder, ln net.Listener) {
 			c.Close()
 			return
 		}
+		if f.full() {
+			resetOnClose(c)
+			f.drop(c)
+			continue
+		}
 		l.wg.Go(func() {
 			defer f.drop(c)
 			up, err := l.io.Dial(f.ctx, network("tcp", f.target.Addr()), f.target.String())
 			if err != nil {
-				if t, ok := c.(*net.TCPConn); ok {
-					_ = t.SetLinger(0) // a reset, as the kernel's path would give
-				}
+				resetOnClose(c)
 				return
 			}
 			if !f.hold(up) {
@@ -244,6 +271,13 @@ func (l *loopback) serveTCP(f *forwarder, ln net.Listener) {
 			pipe(up, c)
 			back.Wait()
 		})
+	}
+}
+
+// resetOnClose makes the end of a connection a reset, as the kernel's path would give.
+func resetOnClose(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
 	}
 }
 

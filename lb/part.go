@@ -146,29 +146,16 @@ func (sc *scope) publish(v *state.View, out *part, p state.Publish) {
 		out.warn("publish %s: %s and the target %s are of different IP versions: only a loopback address can be published to the other one", p.Key(), q.HostAddr, p.Target)
 		return
 	}
-	// The listener on loopback is a process: it reaches a target of either
-	// version.
-	switch {
-	case q.HostAddr.IsLoopback():
-		out.loopback = append(out.loopback, q)
-		return
-	case all:
-		for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-			lo := q
-			lo.HostAddr, lo.Implied = a, true
-			out.loopback = append(out.loopback, lo)
-		}
-		if a := sc.twin(v, &p); !q.HostAddr.IsValid() && a.IsValid() {
-			// Every address of the host: its IPv6 ones too.
-			out.publishes = append(out.publishes, Publish{HostAddr: anyOf(V6), Proto: q.Proto, HostPort: p.HostPort, Target: netip.AddrPortFrom(a, p.Port)})
-			out.targets = append(out.targets, hosted{Target{a, q.Proto, p.Port}, true})
-		}
-		q.HostAddr = anyOf(versionOf(p.Target))
-	case len(sc.l.NodeAddrs) > 0 && !slices.Contains(sc.l.NodeAddrs, q.HostAddr):
+	if len(sc.l.NodeAddrs) > 0 && !all && !q.HostAddr.IsLoopback() && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
 		out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
 	}
-	out.publishes = append(out.publishes, q)
-	out.targets = append(out.targets, hosted{Target{p.Target, q.Proto, p.Port}, true})
+	out.publish(q, p.LastPort())
+	if a := sc.twin(v, &p); !p.HostAddr.IsValid() && a.IsValid() {
+		// Every address of the host: its IPv6 ones too. On loopback the first
+		// target stays.
+		q.HostAddr, q.Target = anyOf(V6), netip.AddrPortFrom(a, p.Port)
+		out.publish(q, p.LastPort())
+	}
 }
 
 // uniquePublishes sorts; of two that claim one port the first stays.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -90,6 +91,9 @@ func (n *Node) attach(ctx context.Context, r api.AttachRequest) (*api.Attachment
 	if err := checkAttach(&r); err != nil {
 		return nil, err
 	}
+	if err := n.checkAllFree(r.Publish); err != nil {
+		return nil, err
+	}
 	if err := n.attaching.begin(r.ID); err != nil {
 		return nil, err
 	}
@@ -112,10 +116,11 @@ func (n *Node) attach(ctx context.Context, r api.AttachRequest) (*api.Attachment
 	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
 		ops := []state.Op{state.Put(state.Owner, state.KindEndpoint, ep.ID, ep)}
 		for _, p := range r.Publish {
-			pub := state.Publish{
-				HostAddr: p.HostAddr, Protocol: cmp.Or(p.Protocol, "tcp"), HostPort: p.HostPort,
-				Target: grant.Addr, Port: p.Port, Endpoint: ep.ID, Source: r.Kind,
+			pub, err := publishRecord(p)
+			if err != nil {
+				return nil, err
 			}
+			pub.Target, pub.Endpoint, pub.Source = grant.Addr, ep.ID, r.Kind
 			if err := n.checkPublish(sn, pub); err != nil {
 				return nil, err
 			}
@@ -170,24 +175,25 @@ func checkAttach(r *api.AttachRequest) error {
 			return invalid("name %q: want a DNS label (a-z, 0-9 and -, at most 63 characters)", name)
 		}
 	}
+	if _, err := labelService(r.Namespace, r.Labels); err != nil {
+		return invalid("attach %s: %v", r.ID, err)
+	}
 	if len(r.ID) > 256 || strings.ContainsAny(r.ID, "\x00\n") {
 		return invalid("endpoint ID of %d bytes: want at most 256 printable ones", len(r.ID))
 	}
-	hostPorts := map[string]bool{}
+	var pubs []state.Publish
 	for _, p := range r.Publish {
-		proto := cmp.Or(p.Protocol, "tcp")
-		key := state.Publish{HostAddr: p.HostAddr, HostPort: p.HostPort, Protocol: proto}.Key()
-		switch {
-		case proto != "tcp" && proto != "udp":
-			return invalid("publish %d/%s: protocol %q: want tcp or udp", p.HostPort, proto, proto)
-		case p.HostPort == 0 || p.Port == 0:
-			return invalid("publish %s: port 0: want 1 to 65535", key)
-		case r.Mode == modeDHCP || r.Mode == modeNone:
-			return invalid("publish %s: an attachment of mode %s has no address of its own to publish", key, r.Mode)
-		case hostPorts[key]:
-			return invalid("publish %s: given twice", key)
+		pub, err := publishRecord(p)
+		if err != nil {
+			return err
 		}
-		hostPorts[key] = true
+		if r.Mode == modeDHCP || r.Mode == modeNone {
+			return invalid("publish %s: an attachment of mode %s has no address of its own to publish", pub.Key(), r.Mode)
+		}
+		if slices.ContainsFunc(pubs, pub.Overlaps) {
+			return invalid("publish %s: given twice", pub.Key())
+		}
+		pubs = append(pubs, pub)
 	}
 	if r.MAC != "" {
 		m, err := net.ParseMAC(r.MAC)

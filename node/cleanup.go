@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"nodenet/lb"
+	"nodenet/lb/announce"
 	"nodenet/overlay"
 )
 
@@ -21,7 +23,7 @@ type CleanupOptions struct {
 }
 
 // Cleanup removes from the kernel what nodenet made, and nothing else: its
-// two nft tables, links with its alias, routes of its protocol, the resolver
+// nft tables, links with its alias, routes of its protocol, the resolver
 // address, and it gives sysctls their old values back. The state directory
 // stays. It refuses while the daemon runs, which would put everything back.
 func Cleanup(ctx context.Context, o CleanupOptions) ([]string, error) {
@@ -43,6 +45,7 @@ func Cleanup(ctx context.Context, o CleanupOptions) ([]string, error) {
 		}
 	}
 	rules, err1 := lb.Cleanup(ctx)
-	links, err2 := overlay.Cleanup(ctx, dir, o.Logger)
-	return append(rules, links...), errors.Join(err1, err2)
+	answers, err2 := announce.Cleanup(ctx)
+	links, err3 := overlay.Cleanup(ctx, dir, o.Logger)
+	return slices.Concat(rules, answers, links), errors.Join(err1, err2, err3)
 }

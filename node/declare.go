@@ -63,6 +63,10 @@ func (n *Node) runDeclare(ctx context.Context) error {
 		select {
 		case <-hup:
 			n.reload(ctx)
+		case <-n.redeclare:
+			if err := n.declare(ctx, n.newest); err != nil && ctx.Err() == nil {
+				n.log.Error("published ports of the Nodefile not declared", "err", err)
+			}
 		case <-ctx.Done():
 			return nil
 		}
@@ -127,9 +131,11 @@ func (n *Node) reloadServers() ([]config.Server, error) {
 // declare makes the node's own records equal to cfg: adds, changes and
 // removes, touching only those that came from a Nodefile.
 func (n *Node) declare(ctx context.Context, cfg *config.Config) error {
-	want := n.declarations(cfg)
+	var withheld []portConflict
 	_, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
 		var ops []state.Op
+		want := n.declarations(cfg)
+		withheld = n.withhold(sn, want[state.KindPublish])
 		drop := func(k state.Kind, key, source string) {
 			if _, keep := want[k][key]; !keep && source == sourceNodefile {
 				ops = append(ops, state.Del(state.Owner, k, key))
@@ -160,6 +166,10 @@ func (n *Node) declare(ctx context.Context, cfg *config.Config) error {
 		}
 		return ops, nil
 	})
+	if err == nil {
+		n.newest = cfg
+		n.noteWithheld(withheld)
+	}
 	return err
 }
 
@@ -183,6 +193,7 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 		PublicKey: n.identity.Public(), VTEPMAC: n.self.VTEPMAC(), BootID: n.bootID, Version: n.opts.Version,
 		Started: n.started.Unix(), Networks: hex.EncodeToString(sum.Sum(nil)[:8]), OnLink: l.OnLink,
 		ServiceRange: cfg.Services.Prefix, ServiceRange6: cfg.Services.Prefix6,
+		LANs: n.lans(),
 	}
 	for _, c := range cfg.Service {
 		s := serviceRecord(&c, sourceNodefile)
@@ -190,7 +201,7 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 	}
 	for _, c := range cfg.Publishes {
 		p := state.Publish{
-			HostAddr: c.HostAddr, Protocol: c.Protocol, HostPort: c.HostPort,
+			HostAddr: c.HostAddr, Protocol: c.Protocol, HostPort: c.HostPort, Last: c.Last,
 			Target: c.Target.Addr(), Port: c.Target.Port(), Source: sourceNodefile,
 		}
 		want[state.KindPublish][p.Key()] = p

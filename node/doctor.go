@@ -18,6 +18,7 @@ import (
 	"nodenet/api"
 	"nodenet/gossip"
 	"nodenet/lb"
+	"nodenet/node/check"
 	"nodenet/overlay"
 	"nodenet/state"
 )
@@ -138,6 +139,7 @@ func (n *Node) doctor(ctx context.Context) ([]api.Check, error) {
 	out = append(out, n.checkDNS(ctx)...)
 	out = append(out, n.checkResolverPath(ctx)...)
 	out = append(out, n.checkVIPs(ctx, v)...)
+	out = append(out, n.checkAnnounced(v)...)
 	for _, c := range n.conflicts(sn, v) {
 		out = append(out, api.Check{Name: "conflict", Status: warn, Detail: fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser)})
 	}
@@ -272,8 +274,11 @@ func (n *Node) checkVIPs(ctx context.Context, v *state.View) []api.Check {
 			}
 			a := netip.AddrPortFrom(s.VIP, p.Port)
 			c := api.Check{Name: fmt.Sprintf("service %s.%s", s.Name, s.Namespace), Status: okay, Detail: a.String() + " connects"}
-			if err := dialTCP(ctx, a); err != nil {
-				c.Status, c.Detail = bad, fmt.Sprintf("connect to %s: %s", a, reason(err))
+			limited, cancel := context.WithTimeout(ctx, check.DefaultTimeout)
+			err := check.Probe{Type: state.CheckTCP, Addr: a}.Run(limited)
+			cancel()
+			if err != nil {
+				c.Status, c.Detail = bad, err.Error()
 				c.Fix = "see `nodectl service show`: does the workload listen on that port?"
 			}
 			out = append(out, c)

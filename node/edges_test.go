@@ -133,20 +133,6 @@ func TestAttachChecksItsPublishedPorts(t *testing.T) {
 	}
 }
 
-func TestHealthGoesWithItsCheck(t *testing.T) {
-	n := newTestNode(t)
-	key := "apps/web/c1"
-	n.put(t, state.Put(state.Owner, state.KindHealth, key, state.Health{Why: "connection refused"}))
-	n.checked.note(key, false)
-	n.checkHealth(t.Context())
-	if _, ok := state.Lookup[state.Health](n.store.Snapshot(), state.ID{Class: state.Owner, Kind: state.KindHealth, Owner: n.self, Key: key}); ok {
-		t.Error("the result of a check that is gone was kept")
-	}
-	if len(n.checked.fails) != 0 {
-		t.Errorf("failures kept: %v", n.checked.fails)
-	}
-}
-
 // The book tells "none left" from faults of the tables by dhcp's own error.
 func TestFullNetworkIsExhaustedForDHCP(t *testing.T) {
 	n := newTestNode(t)

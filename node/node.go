@@ -34,6 +34,8 @@ import (
 	"nodenet/gossip"
 	"nodenet/ipam"
 	"nodenet/lb"
+	"nodenet/lb/announce"
+	"nodenet/node/check"
 	"nodenet/overlay"
 	"nodenet/state"
 	"nodenet/state/disk"
@@ -58,6 +60,7 @@ type Node struct {
 	opts     Options
 	log      *slog.Logger
 	cfg      *config.Config
+	newest   *config.Config // as declared last; runDeclare's own
 	identity *gossip.Identity
 	self     state.NodeID
 	epoch    uint64
@@ -79,21 +82,32 @@ type Node struct {
 	dhcp    *dhcp.Server
 	book    *dhcp.Book
 
+	announce *announce.Speaker
+	elector  announce.Elector // runSync's own
+	relinked chan struct{}    // the links changed; see runLANs
+
 	hostAddrs []netip.Addr // of all interfaces, every localTick; runSync's own
 
 	mu    sync.Mutex
 	local overlay.Local // what the host's own interfaces say
+	links []announce.Link
+	// Published ports of the Nodefile that gave way, and processes whose port
+	// is ours; see ports.go.
+	withheld, shadowed []portConflict
 
-	applied   func() uint64 // the revision that workloads can rely on; see settle
-	attaching inflight      // endpoint IDs being attached or detached
-	checked   healthTable
-	flows     flowTable
-	declared  chan struct{} // closed once our own records are written
-	leaving   atomic.Bool   // the address space is being handed over: nothing is allocated
-	restored  atomic.Bool   // see restoredFile
-	promised  promises
-	leave     chan struct{} // closed when the node has left the cluster
-	leaveOnce sync.Once
+	sockets     hostSockets   // nil: ports are not compared with those of the host's processes
+	redeclare   chan struct{} // asks runDeclare to declare what was withheld
+	applied     func() uint64 // the revision that workloads can rely on; see settle
+	attaching   inflight      // endpoint IDs being attached or detached
+	checks      *check.Runner
+	flows       flowTable
+	healthPorts *healthPorts
+	declared    chan struct{} // closed once our own records are written
+	leaving     atomic.Bool   // the address space is being handed over: nothing is allocated
+	restored    atomic.Bool   // see restoredFile
+	promised    promises
+	leave       chan struct{} // closed when the node has left the cluster
+	leaveOnce   sync.Once
 }
 
 // Run runs the daemon until ctx ends or the node leaves its cluster. The
@@ -118,7 +132,7 @@ func open(o Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: o, log: o.Logger, cfg: cfg, dir: cfg.Node.StateDir, started: time.Now(), bootID: randomID(),
-		declared: make(chan struct{}), leave: make(chan struct{}),
+		declared: make(chan struct{}), leave: make(chan struct{}), redeclare: make(chan struct{}, 1), relinked: make(chan struct{}, 1), sockets: kernelSockets{},
 	}
 	n.applied = n.appliedByAll
 	if err := n.openAll(); err != nil {
@@ -204,6 +218,13 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if n.lb, err = lb.New(lb.Options{Logger: n.log.With("part", "lb"), Registry: reg, Conntrack: n.overlay.Conntrack()}); err != nil {
 		return err
 	}
+	n.observedLinks()
+	n.announce, err = announce.New(announce.Options{
+		Ready: n.announceReady, Changed: n.linksChanged, Logger: n.log.With("part", "announce"), Registry: reg,
+	})
+	if err != nil {
+		return err
+	}
 	if n.fds, err = openFDStore(n.log.With("part", "dns")); err != nil {
 		return err
 	}
@@ -215,6 +236,12 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		dnsOptions.Keeper = n.fds
 	}
 	if n.dns, err = dns.New(dnsOptions); err != nil {
+		return err
+	}
+	n.healthPorts = newHealthPorts(func() *state.View { return n.store.Snapshot().View() }, n.log.With("part", "health"))
+	checks := n.checkOptions()
+	checks.Registry = reg
+	if n.checks, err = check.New(checks); err != nil {
 		return err
 	}
 	n.clock.skews = func() (time.Duration, int) {
@@ -284,6 +311,8 @@ func (n *Node) run(ctx context.Context) error {
 		{"gossip", n.afterSaved(n.gossip.Run)},
 		{"overlay", n.overlay.Run},
 		{"lb", n.lb.Run},
+		{"announce", n.announce.Run},
+		{"lans", n.runLANs},
 		{"dns", n.dns.Run},
 		{"dhcp", n.dhcp.Run},
 		{"leases", n.book.Run},
@@ -293,6 +322,9 @@ func (n *Node) run(ctx context.Context) error {
 		{"health", n.runHealth},
 		{"upkeep", n.runUpkeep},
 		{"drains", n.runDrains},
+		{"labels", n.runLabels},
+		{"health ports", n.runHealthPorts},
+		{"ports", n.runPorts},
 		{"obey", n.runObey},
 		{"restored", n.runRestored},
 		{"api", srv.run},
@@ -315,6 +347,7 @@ func (n *Node) run(ctx context.Context) error {
 	})
 	err = g.Wait()
 	if errors.Is(err, ErrLeft) {
+		n.stopAnswering()
 		if err := putAway(n.dir); err != nil {
 			n.log.Error("files of the former cluster stay until the next join", "err", err)
 		}

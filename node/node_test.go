@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"math"
@@ -259,15 +258,6 @@ func TestJoinListMayNameThisHost(t *testing.T) {
 	got := othersOf([]string{"127.0.0.1", "127.0.0.1:7947", "192.0.2.77", "node2.example"})
 	if len(got) != 2 || got[0] != "192.0.2.77" || got[1] != "node2.example" {
 		t.Errorf("others %v, want those that are not this host", got)
-	}
-}
-
-func TestReasonsAreShort(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), healthTimeout)
-	defer cancel()
-	err := dialTCP(ctx, netip.MustParseAddrPort("127.0.0.1:1"))
-	if err == nil || reason(err) != "connection refused" {
-		t.Errorf("got %v", err)
 	}
 }
 

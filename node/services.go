@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -21,6 +20,9 @@ func (n *Node) addService(ctx context.Context, r api.ServiceSpec) (*api.Service,
 	}
 	s, backends, err := n.parseService(r)
 	if err != nil {
+		return nil, err
+	}
+	if err := n.checkNodePorts(s); err != nil {
 		return nil, err
 	}
 	rev, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
@@ -66,6 +68,15 @@ func dropBackends(sn *state.Snapshot, service string, keep map[string]bool) []st
 	return ops
 }
 
+// declaredElsewhere says that a service is not a command's to change.
+func declaredElsewhere(sn *state.Snapshot, rec *state.Record, s *state.Service, fix string) error {
+	where := "in the Nodefile of "
+	if s.Source == sourceLabel {
+		where = "by labels of endpoints on "
+	}
+	return &api.Error{Message: fmt.Sprintf("service %s is declared %s%s: %s", s.FullName(), where, nodeName(sn.View(), rec.ID.Owner), fix), Code: api.CodeReadOnly}
+}
+
 // dropSaid removes what operators said of a service's backends, and what nodes
 // found out about them for all.
 func dropSaid(sn *state.Snapshot, service string) (ops []state.Op) {
@@ -87,7 +98,7 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 	for rec, o := range state.All[state.Service](sn) {
 		if o.Key() == s.Key() {
 			if rec.ID.Class == state.Owner {
-				return &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: change it there", s.FullName(), nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
+				return declaredElsewhere(sn, &rec, o, "change it there")
 			}
 			continue
 		}
@@ -110,7 +121,7 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 			return &api.Error{Message: fmt.Sprintf("health port %d belongs to service %s", s.HealthPort, o.FullName()), Code: api.CodeExists}
 		}
 	}
-	if s.HealthPort != 0 && n.ownPort(sn, "tcp", s.HealthPort) {
+	if s.HealthPort != 0 && n.ownPort(sn, state.Publish{Protocol: "tcp", HostPort: s.HealthPort}) != 0 {
 		return invalid("health port %d is the node's own, towards its peers: choose another", s.HealthPort)
 	}
 	for rec, a := range state.All[state.VIP](sn) {
@@ -143,7 +154,7 @@ func (n *Node) removeService(ctx context.Context, name string) error {
 		if _, ok := state.Lookup[state.Service](sn, state.ID{Class: state.Cluster, Kind: state.KindService, Key: key}); !ok {
 			for rec, o := range state.All[state.Service](sn) {
 				if o.Key() == key {
-					return nil, &api.Error{Message: fmt.Sprintf("service %s is declared in the Nodefile of %s: remove it there", name, nodeName(sn.View(), rec.ID.Owner)), Code: api.CodeReadOnly}
+					return nil, declaredElsewhere(sn, &rec, o, "remove it there")
 				}
 			}
 			return nil, &api.Error{Message: fmt.Sprintf("no service %s", name), Code: api.CodeNotFound}
@@ -156,102 +167,6 @@ func (n *Node) removeService(ctx context.Context, name string) error {
 	}
 	n.settle(ctx, rev)
 	return nil
-}
-
-// addPublish publishes a port of this node.
-func (n *Node) addPublish(ctx context.Context, r api.Publish) (*api.Publish, error) {
-	if err := n.waitDeclared(ctx); err != nil {
-		return nil, err
-	}
-	p := state.Publish{
-		HostAddr: r.HostAddr, Protocol: cmp.Or(r.Protocol, "tcp"), HostPort: r.HostPort, Target: r.Target, Port: r.Port,
-		Source: sourceCommand,
-	}
-	switch {
-	case p.Protocol != "tcp" && p.Protocol != "udp":
-		return nil, invalid("publish: protocol %q: want tcp or udp", p.Protocol)
-	case p.HostPort == 0 || p.Port == 0:
-		return nil, invalid("publish: port 0: want 1 to 65535")
-	case !p.Target.IsValid():
-		return nil, invalid("publish: no target address given")
-	}
-	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
-		if err := n.checkPublish(sn, p); err != nil {
-			return nil, err
-		}
-		return []state.Op{state.Put(state.Owner, state.KindPublish, p.Key(), p)}, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	n.settle(ctx, rev)
-	out := publishOf(p)
-	return &out, nil
-}
-
-// checkPublish refuses a host port that is taken: by another published port,
-// by a node port or by what the node itself needs to reach its peers.
-func (n *Node) checkPublish(sn *state.Snapshot, p state.Publish) error {
-	for rec, o := range state.All[state.Publish](sn) {
-		if rec.ID.Owner != n.self || o.Protocol != p.Protocol || o.HostPort != p.HostPort {
-			continue
-		}
-		if o.HostAddr == p.HostAddr || !o.HostAddr.IsValid() || !p.HostAddr.IsValid() {
-			return &api.Error{Message: fmt.Sprintf("port %s is published already: to %s:%d", o.Key(), o.Target, o.Port), Code: api.CodeExists}
-		}
-	}
-	if !p.HostAddr.IsLoopback() && n.ownPort(sn, p.Protocol, p.HostPort) {
-		return invalid("port %d/%s is the node's own, towards its peers: publish another", p.HostPort, p.Protocol)
-	}
-	if np := n.cfg.Services.NodePorts; np.Contains(p.HostPort) {
-		return invalid("port %d lies in the node-port range %d-%d: publish another, or use a service with a node port", p.HostPort, np.First, np.Last)
-	}
-	return nil
-}
-
-// ownPort reports whether peers speak to this node on a port: published, it
-// would cut the node off.
-func (n *Node) ownPort(sn *state.Snapshot, proto string, port uint16) bool {
-	switch c := n.cfg.Cluster; {
-	case port == c.GossipPort, port == c.SyncPort && proto == "tcp":
-		return true
-	case proto != "udp":
-		return false
-	}
-	for rec, nw := range state.All[state.Network](sn) {
-		if rec.ID.Owner == n.self && nw.Port == port {
-			return true
-		}
-	}
-	return false
-}
-
-func (n *Node) removePublish(ctx context.Context, key string) error {
-	if err := n.waitDeclared(ctx); err != nil {
-		return err
-	}
-	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
-		p, ok := state.Lookup[state.Publish](sn, state.ID{Class: state.Owner, Kind: state.KindPublish, Owner: n.self, Key: key})
-		switch {
-		case !ok:
-			return nil, &api.Error{Message: fmt.Sprintf("no published port %s on this node", key), Code: api.CodeNotFound}
-		case p.Source == sourceNodefile:
-			return nil, &api.Error{Message: fmt.Sprintf("published port %s is declared in the Nodefile: remove it there", key), Code: api.CodeReadOnly}
-		}
-		return []state.Op{state.Del(state.Owner, state.KindPublish, key)}, nil
-	})
-	if err != nil {
-		return err
-	}
-	n.settle(ctx, rev)
-	return nil
-}
-
-func publishOf(p state.Publish) api.Publish {
-	return api.Publish{
-		Key: p.Key(), HostAddr: p.HostAddr, Protocol: p.Protocol, HostPort: p.HostPort, Target: p.Target, Port: p.Port,
-		Endpoint: p.Endpoint, Source: p.Source,
-	}
 }
 
 // leaveCluster hands the node's address space over, says so to the peers and

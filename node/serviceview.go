@@ -22,8 +22,11 @@ func (n *Node) serviceRoutes(mux *http.ServeMux) {
 func (n *Node) services(sn *state.Snapshot) []api.Service {
 	out := []api.Service{}
 	v := sn.View()
+	announced := n.announced()
 	for s := range v.Services() {
-		out = append(out, serviceOf(sn, v, s))
+		a := serviceOf(sn, v, s)
+		a.Announced = announcementsOf(s, announced)
+		out = append(out, a)
 	}
 	return out
 }
@@ -38,6 +41,7 @@ func (n *Node) serviceNamed(ctx context.Context, name string) (*api.Service, err
 		return nil, noService(name)
 	}
 	out := serviceOf(sn, v, s)
+	out.Announced = announcementsOf(s, n.announced())
 	if allowed(ctx) {
 		n.countConns(ctx, v, s, &out)
 	}

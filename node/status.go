@@ -41,6 +41,7 @@ func (n *Node) status(context.Context) (*api.Status, error) {
 		s.Networks = append(s.Networks, n.networkStatus(sn, v, &v.Networks[i]))
 	}
 	s.Subsystems = n.subsystems(v)
+	s.Conflicts = append(s.Conflicts, n.healthPorts.Faults()...)
 	for _, c := range n.conflicts(sn, v) {
 		s.Conflicts = append(s.Conflicts, fmt.Sprintf("%s: %s (%s is used, not %s)", c.What, c.Detail, c.Winner, c.Loser))
 	}
@@ -138,6 +139,12 @@ func (n *Node) subsystems(v *state.View) []api.SubsystemStatus {
 		{Name: "overlay", OK: o.OK, Desired: v.Rev, Applied: o.Applied, Detail: o.Detail, Error: o.Error, Fix: o.Fix},
 		{Name: "dhcp", OK: h.OK, Desired: v.Rev, Applied: h.Applied, Detail: h.Detail, Error: h.Error, Fix: h.Fix},
 		{Name: "gossip", OK: g.OK, Desired: v.Rev, Applied: v.Rev, Detail: g.Detail, Error: g.Error, Fix: g.Fix},
+	}
+	if s, ok := n.portStatus(v.Rev); ok {
+		parts = append(parts, s)
+	}
+	if a := n.announce.Status(); len(a.Addrs) > 0 || !a.OK {
+		parts = append(parts, api.SubsystemStatus{Name: "announce", OK: a.OK, Desired: v.Rev, Applied: a.Applied, Detail: a.Detail, Error: a.Error, Fix: a.Fix})
 	}
 	if err := n.store.SaveError(); err != nil {
 		parts = append(parts, api.SubsystemStatus{

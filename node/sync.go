@@ -74,6 +74,7 @@ func (n *Node) apply(sn *state.Snapshot) {
 	plan := overlay.Derive(v, l)
 	n.overlay.Set(plan)
 	n.lb.Set(v, n.lbLocal(v, l, plan))
+	n.setAnnounced(v)
 	n.dns.SetAddrs(n.dnsAddrs(v, l, plan))
 	n.dns.Set(v)
 	n.dhcp.Set(n.scopes(v))

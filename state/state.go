@@ -104,7 +104,7 @@ const (
 	KindNode        Kind = "node"        // Owner; "self"; Node
 	KindBlock       Kind = "block"       // Owner; "<network>/<prefix>"; Block
 	KindEndpoint    Kind = "endpoint"    // Owner; endpoint ID; Endpoint
-	KindPublish     Kind = "publish"     // Owner; "<addr>:<port>/<proto>"; Publish
+	KindPublish     Kind = "publish"     // Owner; "<addr>:<port>[-<last>]/<proto>"; Publish
 	KindHealth      Kind = "health"      // Owner (the backend's node); "<ns>/<service>/<endpoint ID>"; or Cluster; "<ns>/<service>/<backend>"; Health
 	KindNetwork     Kind = "network"     // Owner (Nodefile, CNI); name; Network
 	KindService     Kind = "service"     // Owner (Nodefile) or Cluster (command); "<ns>/<name>"; Service

@@ -26,10 +26,20 @@ type Node struct {
 	// OnLink holds the prefixes of the underlay interface, by which a peer
 	// decides whether plain routes can reach this node.
 	OnLink []netip.Prefix `cbor:"14,keyasint,omitempty"`
+	// LANs are the Ethernet segments that the node is on now, by which the
+	// owner of an external address is elected. An interface without carrier
+	// is on none.
+	LANs []LAN `cbor:"15,keyasint,omitempty"`
 	// ServiceRange is the range of service addresses as the node was told, and
 	// ServiceRange6 the IPv6 one beside it, if any: see Twin.
-	ServiceRange  netip.Prefix `cbor:"15,keyasint,omitempty"`
-	ServiceRange6 netip.Prefix `cbor:"16,keyasint,omitempty"`
+	ServiceRange  netip.Prefix `cbor:"16,keyasint,omitempty"`
+	ServiceRange6 netip.Prefix `cbor:"17,keyasint,omitempty"`
+}
+
+// LAN is an address of a node's interface with the prefix of its segment.
+type LAN struct {
+	Addr netip.Prefix `cbor:"1,keyasint"` // e.g. 192.168.1.11/24
+	MAC  []byte       `cbor:"2,keyasint"` // of the interface
 }
 
 // Block is a range that a node has opened on a network: a pod CIDR, the unit
@@ -94,6 +104,20 @@ type Publish struct {
 	Port     uint16     `cbor:"5,keyasint"`
 	Endpoint string     `cbor:"6,keyasint,omitempty"` // removed with this endpoint
 	Source   string     `cbor:"7,keyasint,omitempty"` // "nodefile", "command", "cni"
+	// Last is the last port of a range that begins with HostPort; 0: one port.
+	// A port of the range goes to the port as far from Port as it is from
+	// HostPort.
+	Last uint16 `cbor:"8,keyasint,omitempty"`
+}
+
+// LastPort is the last host port of a published port or range.
+func (p Publish) LastPort() uint16 { return max(p.HostPort, p.Last) }
+
+// Overlaps reports whether two published ports of one node claim the same
+// port of the same address.
+func (p Publish) Overlaps(o Publish) bool {
+	return p.Protocol == o.Protocol && p.HostPort <= o.LastPort() && o.HostPort <= p.LastPort() &&
+		(p.HostAddr == o.HostAddr || !p.HostAddr.IsValid() || !o.HostAddr.IsValid())
 }
 
 // Key returns the record key of a published port.
@@ -101,6 +125,9 @@ func (p Publish) Key() string {
 	host := "*"
 	if p.HostAddr.IsValid() {
 		host = p.HostAddr.String()
+	}
+	if p.Last > p.HostPort {
+		return fmt.Sprintf("%s:%d-%d/%s", host, p.HostPort, p.Last, p.Protocol)
 	}
 	return fmt.Sprintf("%s:%d/%s", host, p.HostPort, p.Protocol)
 }

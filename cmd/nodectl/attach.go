@@ -99,7 +99,7 @@ For a namespace under /run/netns the resolver configuration is written to
 	f.StringSliceVar(&ports, "port", nil, "port [NAME=]PORT[/udp] that it listens on")
 	f.StringVar(&ip, "ip", "", "wanted address")
 	f.StringVar(&r.MAC, "mac", "", "wanted Ethernet address")
-	f.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT:PORT[/udp] of this node")
+	f.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT[-LAST]:PORT[/udp] of this node")
 	f.StringVar(&r.Mode, "mode", "bridge", "bridge: own address; dhcp: a link, the workload asks for its address; host: the node's network, registered under the name; none: no link")
 	f.StringVar(&r.IfName, "ifname", "eth0", "name of the interface inside")
 	f.BoolVar(&r.NoDefaultRoute, "no-default-route", false, "do not set a default route")
@@ -183,7 +183,8 @@ func parsePort(s string) (api.Port, error) {
 	return api.Port{Name: name, Protocol: proto, Port: n}, nil
 }
 
-// parseAttachPublish reads [HOSTADDR:]HOSTPORT:PORT[/PROTO].
+// parseAttachPublish reads [HOSTADDR:]HOSTPORT:PORT[/PROTO], where both ports
+// may be ranges FIRST-LAST of the same length, or PORT the first alone.
 func parseAttachPublish(s string) (api.Publish, error) {
 	rest, proto, err := cutProtocol(s)
 	if err != nil {
@@ -191,29 +192,60 @@ func parseAttachPublish(s string) (api.Publish, error) {
 	}
 	i := strings.LastIndexByte(rest, ':')
 	if i < 0 {
-		return api.Publish{}, usagef("--publish %s: want [HOSTADDR:]HOSTPORT:PORT[/udp]", s)
+		return api.Publish{}, usagef("--publish %s: want [HOSTADDR:]HOSTPORT[-LAST]:PORT[/udp]", s)
 	}
 	p := api.Publish{Protocol: proto}
-	if p.Port, err = portNumber(rest[i+1:]); err != nil {
+	if p.HostAddr, p.HostPort, p.Last, err = hostPorts(rest[:i]); err != nil {
 		return p, usagef("--publish %s: %v", s, err)
 	}
-	if p.HostAddr, p.HostPort, err = hostPort(rest[:i]); err != nil {
+	if p.Port, err = targetPort(rest[i+1:], p); err != nil {
 		return p, usagef("--publish %s: %v", s, err)
 	}
 	return p, nil
 }
 
-// hostPort reads [ADDR:]PORT; an IPv6 address stands in brackets.
-func hostPort(s string) (netip.Addr, uint16, error) {
-	if !strings.Contains(s, ":") {
-		n, err := portNumber(s)
-		return netip.Addr{}, n, err
+// hostPorts reads [ADDR:]PORT[-LAST]; an IPv6 address stands in brackets. Last
+// is 0 for one port.
+func hostPorts(s string) (addr netip.Addr, port, last uint16, err error) {
+	first, end, ranged := s, "", false
+	if i := strings.LastIndexByte(s, '-'); i > strings.LastIndexByte(s, ':') {
+		first, end, ranged = s[:i], s[i+1:], true
 	}
-	ap, err := netip.ParseAddrPort(s)
-	if err != nil || ap.Port() == 0 {
-		return netip.Addr{}, 0, fmt.Errorf("%s is not ADDRESS:PORT", s)
+	if !strings.Contains(first, ":") {
+		port, err = portNumber(first)
+	} else if ap, perr := netip.ParseAddrPort(first); perr != nil || ap.Port() == 0 {
+		err = fmt.Errorf("%s is not ADDRESS:PORT", first)
+	} else {
+		addr, port = ap.Addr().Unmap(), ap.Port()
 	}
-	return ap.Addr().Unmap(), ap.Port(), nil
+	if err != nil || !ranged {
+		return addr, port, 0, err
+	}
+	if last, err = portNumber(end); err == nil && last < port {
+		err = fmt.Errorf("%s: the range ends before it begins", s)
+	}
+	if last == port {
+		last = 0
+	}
+	return addr, port, last, err
+}
+
+// targetPort reads the port that the first host port of p goes to, or the
+// whole range, which must be as long as that of p.
+func targetPort(s string, p api.Publish) (uint16, error) {
+	first, end, ranged := strings.Cut(s, "-")
+	port, err := portNumber(first)
+	if err != nil || !ranged {
+		return port, err
+	}
+	last, err := portNumber(end)
+	if err != nil {
+		return port, err
+	}
+	if want := int(max(p.HostPort, p.Last)) - int(p.HostPort); int(last)-int(port) != want {
+		return port, fmt.Errorf("%s: %d ports published to %d: write ranges of one length, or the first port alone", s, want+1, int(last)-int(port)+1)
+	}
+	return port, nil
 }
 
 func cutProtocol(s string) (rest, proto string, err error) {

@@ -135,6 +135,8 @@ func TestRequests(t *testing.T) {
 		{name: "name add an address", args: []string{"name", "add", "food.web-server", "2001:db8::10"}, want: []string{`POST /v1/names {"name":"food.web-server","type":"AAAA","target":"2001:db8::10"}`}},
 		{name: "name rm all", args: []string{"name", "rm", "food.web-server"}, want: []string{"DELETE /v1/names?key=food.web-server"}},
 		{name: "name rm one", args: []string{"name", "rm", "Food.web-server.", "a", "192.0.2.1"}, want: []string{"DELETE /v1/names?key=food.web-server+A+192.0.2.1"}},
+		{name: "publish add a range", args: []string{"publish", "add", "192.0.2.1:8000-8010/udp", "10.244.0.2:9000-9010"}, want: []string{`POST /v1/publishes {"hostAddr":"192.0.2.1","protocol":"udp","hostPort":8000,"last":8010,"target":"10.244.0.2","port":9000}`}, out: "*:8443/tcp\n"},
+		{name: "publish rm a range", args: []string{"publish", "rm", "8000-8010"}, want: []string{"DELETE /v1/publishes?key=%2A%3A8000-8010%2Ftcp"}},
 		{name: "publish rm by port", args: []string{"publish", "rm", "8443"}, want: []string{"DELETE /v1/publishes?key=%2A%3A8443%2Ftcp"}},
 		{name: "publish rm by key", args: []string{"publish", "rm", "192.0.2.1:53/udp"}, want: []string{"DELETE /v1/publishes?key=192.0.2.1%3A53%2Fudp"}},
 		{name: "token", args: []string{"token", "--ttl", "10m"}, want: []string{`POST /v1/token {"ttlSeconds":600}`}, out: "secret-token\n"},

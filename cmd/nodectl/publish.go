@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -18,11 +19,15 @@ func (c *cli) publishCmd() *cobra.Command {
 
 func (c *cli) publishAddCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "add [HOSTADDR:]PORT[/udp] TARGET:PORT",
-		Short: "Publish a port of this node",
+		Use:   "add [HOSTADDR:]PORT[-LAST][/udp] TARGET:PORT",
+		Short: "Publish a port of this node, or a range of ports",
+		Long: `Publish a port of this node. A range of ports goes to as many ports of the
+target, from PORT on. A port on which a process of this host listens is
+refused: the process would hear nothing any more.`,
 		Example: `  nodectl publish add 8443 10.244.0.2:443
-  nodectl publish add 192.168.1.11:53/udp 10.244.0.7:53`,
-		Args: nargs(2, 2, "[HOSTADDR:]PORT[/udp] TARGET:PORT"),
+  nodectl publish add 192.168.1.11:5353/udp 10.244.0.7:53
+  nodectl publish add 8000-8010 10.244.0.2:9000`,
+		Args: nargs(2, 2, "[HOSTADDR:]PORT[-LAST][/udp] TARGET:PORT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := parsePublish(args[0], args[1])
 			if err != nil {
@@ -43,14 +48,21 @@ func parsePublish(host, target string) (api.Publish, error) {
 		return api.Publish{}, usagef("publish %s: %v", host, err)
 	}
 	p := api.Publish{Protocol: proto}
-	if p.HostAddr, p.HostPort, err = hostPort(rest); err != nil {
+	if p.HostAddr, p.HostPort, p.Last, err = hostPorts(rest); err != nil {
 		return p, usagef("publish %s: %v", host, err)
 	}
-	ap, err := netip.ParseAddrPort(target)
-	if err != nil || ap.Port() == 0 {
+	i := strings.LastIndexByte(target, ':')
+	if i < 0 {
 		return p, usagef("publish %s to %s: want ADDRESS:PORT", host, target)
 	}
-	p.Target, p.Port = ap.Addr().Unmap(), ap.Port()
+	ap, err := netip.ParseAddrPort(target[:i] + ":1") // for brackets around IPv6
+	if err != nil {
+		return p, usagef("publish %s to %s: want ADDRESS:PORT", host, target)
+	}
+	if p.Port, err = targetPort(target[i+1:], p); err != nil {
+		return p, usagef("publish %s to %s: %v", host, target, err)
+	}
+	p.Target = ap.Addr().Unmap()
 	return p, nil
 }
 
@@ -58,7 +70,7 @@ func (c *cli) publishRemoveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:     "rm KEY",
 		Aliases: []string{"remove"},
-		Short:   "Stop publishing a port; KEY as 'nodectl publish ls' shows it, or [HOSTADDR:]PORT[/udp]",
+		Short:   "Stop publishing a port; KEY as 'nodectl publish ls' shows it, or [HOSTADDR:]PORT[-LAST][/udp]",
 		Args:    nargs(1, 1, "KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.client().RemovePublish(cmd.Context(), publishKey(args[0])); err != nil {
@@ -76,13 +88,16 @@ func publishKey(s string) string {
 	if err != nil {
 		return s
 	}
-	addr, port, err := hostPort(rest)
+	addr, port, last, err := hostPorts(rest)
 	if err != nil {
 		return s
 	}
 	host := "*"
 	if addr.IsValid() {
 		host = addr.String()
+	}
+	if last > port {
+		return fmt.Sprintf("%s:%d-%d/%s", host, port, last, proto)
 	}
 	return fmt.Sprintf("%s:%d/%s", host, port, proto)
 }
@@ -106,6 +121,10 @@ func (c *cli) publishListCmd() *cobra.Command {
 func publishTable(w io.Writer, list []api.Publish) {
 	row(w, "KEY", "TARGET", "ENDPOINT", "FROM")
 	for _, p := range list {
-		row(w, p.Key, netip.AddrPortFrom(p.Target, p.Port), p.Endpoint, p.Source)
+		target := netip.AddrPortFrom(p.Target, p.Port).String()
+		if p.Last > p.HostPort {
+			target += fmt.Sprintf("-%d", p.Port+p.Last-p.HostPort)
+		}
+		row(w, p.Key, target, p.Endpoint, p.Source)
 	}
 }

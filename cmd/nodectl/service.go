@@ -89,6 +89,9 @@ func serviceDetail(w io.Writer, s *api.Service, now time.Time) {
 	}
 	fmt.Fprintf(w, "from\t%s\n", s.Source)
 	fmt.Fprintf(w, "ready\t%d/%d\n", s.Ready, s.Total)
+	for _, a := range s.Announced {
+		fmt.Fprintf(w, "address\t%s\n", announcementText(&a))
+	}
 	if len(s.Backends) == 0 {
 		return
 	}

@@ -19,20 +19,21 @@ const module = "nodenet"
 //
 //	cmd → node → the parts → state, config
 var ours = map[string][]string{
-	"api":        nil,
-	"config":     nil,
-	"state":      nil,
-	"state/disk": {"state"},
-	"dns":        {"state", "config"},
-	"dhcp":       {"state", "config"},
-	"ipam":       {"state", "config"},
-	"lb":         {"state", "config"},
-	"overlay":    {"state", "config"},
-	"gossip":     {"state", "config"},
-	"cni":        {"api", "config"},
-	"lab":        {"api", "config"},
-	"node":       {"api", "config", "state", "state/disk", "dns", "dhcp", "ipam", "lb", "overlay", "gossip"},
-	"cmd":        {"api", "cni", "config", "lab", "node"},
+	"api":         nil,
+	"config":      nil,
+	"state":       nil,
+	"state/disk":  {"state"},
+	"dns":         {"state", "config"},
+	"dhcp":        {"state", "config"},
+	"ipam":        {"state", "config"},
+	"lb":          {"state", "config"},
+	"lb/announce": {"state"},
+	"overlay":     {"state", "config"},
+	"gossip":      {"state", "config"},
+	"cni":         {"api", "config"},
+	"lab":         {"api", "config"},
+	"node":        {"api", "config", "state", "state/disk", "dns", "dhcp", "ipam", "lb", "lb/announce", "overlay", "gossip"},
+	"cmd":         {"api", "cni", "config", "lab", "node"},
 }
 
 // theirs says who may import a library: what is behind it, others must not see.
