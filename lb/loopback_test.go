@@ -338,7 +338,7 @@ func TestPublishedRange(t *testing.T) {
 	}}, nil, nil)
 	tab := Derive(v, testLocal())
 	if len(tab.Publishes) != 24 || len(tab.Loopback) != 22 || len(tab.Warnings) != 0 {
-		t.Fatalf("%d published, %d on loopback, warnings %q; want 24 and 22 (both IP versions), none", len(tab.Publishes), len(tab.Loopback), tab.Warnings)
+		t.Fatalf("%d published, %d on loopback, warnings %q; want 24, 22 (those of every address in both IP versions), none", len(tab.Publishes), len(tab.Loopback), tab.Warnings)
 	}
 	rs := tab.Ruleset()
 	for _, c := range []struct {

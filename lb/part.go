@@ -152,11 +152,13 @@ func (sc *scope) publish(v *state.View, out *part, p state.Publish) {
 	if len(sc.l.NodeAddrs) > 0 && !all && !q.HostAddr.IsLoopback() && !slices.Contains(sc.l.NodeAddrs, q.HostAddr) {
 		out.warn("publish %s: %s is not an address of this node now", p.Key(), q.HostAddr)
 	}
-	var twin netip.Addr
-	if !q.HostAddr.IsValid() {
-		twin = sc.twin(v, &p)
+	out.publish(q, p.LastPort())
+	if a := sc.twin(v, &p); !p.HostAddr.IsValid() && a.IsValid() {
+		// Every address of the host: its IPv6 ones too. On loopback the first
+		// target stays.
+		q.HostAddr, q.Target = anyOf(V6), netip.AddrPortFrom(a, p.Port)
+		out.publish(q, p.LastPort())
 	}
-	out.publish(q, p.LastPort(), twin)
 }
 
 // uniquePublishes sorts; of two that claim one port the first stays.

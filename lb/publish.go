@@ -5,9 +5,8 @@ import "net/netip"
 // publish adds a published port, or a range of them: a port of a range goes to
 // the target's port as far from its first one as it is from HostPort. In the
 // kernel and on loopback each port is an entry of its own, since the target's
-// ports differ. A range that would pass 65535 ends there. With a twin, the IPv6
-// address that the target has too, the host's IPv6 addresses lead there.
-func (p *part) publish(q Publish, last uint16, twin netip.Addr) {
+// ports differ. A range that would pass 65535 ends there.
+func (p *part) publish(q Publish, last uint16) {
 	all := anyAddr(q.HostAddr)
 	if all {
 		q.HostAddr = anyOf(versionOf(q.Target.Addr()))
@@ -17,10 +16,8 @@ func (p *part) publish(q Publish, last uint16, twin netip.Addr) {
 			p.onLoopback(q, all)
 		}
 		if all || !q.HostAddr.IsLoopback() {
-			p.inKernel(q)
-		}
-		if twin.IsValid() {
-			p.inKernel(Publish{HostAddr: anyOf(V6), Proto: q.Proto, HostPort: q.HostPort, Target: netip.AddrPortFrom(twin, q.Target.Port())})
+			p.publishes = append(p.publishes, q)
+			p.targets = append(p.targets, hosted{Target{q.Target.Addr(), q.Proto, q.Target.Port()}, true})
 		}
 		if q.HostPort >= last || q.Target.Port() == 65535 {
 			return
@@ -28,11 +25,6 @@ func (p *part) publish(q Publish, last uint16, twin netip.Addr) {
 		q.HostPort++
 		q.Target = netip.AddrPortFrom(q.Target.Addr(), q.Target.Port()+1)
 	}
-}
-
-func (p *part) inKernel(q Publish) {
-	p.publishes = append(p.publishes, q)
-	p.targets = append(p.targets, hosted{Target{q.Target.Addr(), q.Proto, q.Target.Port()}, true})
 }
 
 // onLoopback adds the listeners of a port. They are a process, which reaches a

@@ -197,8 +197,8 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 		GossipPort: cfg.Cluster.GossipPort, SyncPort: cfg.Cluster.SyncPort,
 		PublicKey: n.identity.Public(), VTEPMAC: n.self.VTEPMAC(), BootID: n.bootID, Version: n.opts.Version,
 		Started: n.started.Unix(), Networks: hex.EncodeToString(sum.Sum(nil)[:8]), OnLink: l.OnLink,
-		LANs:         n.lans(),
 		ServiceRange: cfg.Services.Prefix, ServiceRange6: cfg.Services.Prefix6,
+		LANs: n.lans(),
 	}
 	for _, c := range cfg.Service {
 		s := serviceRecord(&c, sourceNodefile)

@@ -99,16 +99,18 @@ func (d *duties) ofService(v *state.View, s *state.ServiceView) map[string]check
 		return nil
 	}
 	out := map[string]check.Duty{}
+	seen := map[string]bool{} // an endpoint of both IP versions is asked by its IPv4 address, which comes first
 	for i := range s.Backends {
 		b := &s.Backends[i]
-		shared, own := sharedHealth+s.Key()+"/"+b.Key, ownHealth+s.Key()+"/"+b.Endpoint
-		if has(out, shared) || b.Node == d.self && has(out, own) {
-			continue // an endpoint of both IP versions is checked by its first address
+		if seen[b.Key] {
+			continue
 		}
+		seen[b.Key] = true
+		shared := sharedHealth + s.Key() + "/" + b.Key
 		switch {
 		case b.Node == d.self:
 			if duty := dutyOf(v, s, b, d.dir); duty.Probe.Type != "" || duty.SlowStart > 0 {
-				out[own] = duty
+				out[ownHealth+s.Key()+"/"+b.Endpoint] = duty
 			}
 		case s.Check == state.CheckExec: // a program here says nothing about a backend there
 		case b.Node == "" && explicitChecker(v, shared) == d.self:
@@ -122,11 +124,6 @@ func (d *duties) ofService(v *state.View, s *state.ServiceView) map[string]check
 		}
 	}
 	return out
-}
-
-func has(m map[string]check.Duty, key string) bool {
-	_, ok := m[key]
-	return ok
 }
 
 // dutyOf is what there is to check of a backend, whoever does it.

@@ -62,6 +62,16 @@ func testView(overlay string, own ...string) *state.View {
 	}}
 }
 
+// dual gives the network an IPv6 prefix, and dualLocal the services.
+func dual(v *state.View) *state.View {
+	v.Networks[0].Prefix6 = pfx("fd00:10:244::/112")
+	return v
+}
+
+func dualLocal(l *Local) {
+	l.ServiceRange6, l.Resolver6 = pfx("fd00:10:96::/108"), ip("fd00:10:96::a")
+}
+
 func TestDeriveGolden(t *testing.T) {
 	tests := []struct {
 		name string
@@ -71,6 +81,10 @@ func TestDeriveGolden(t *testing.T) {
 		{name: "vxlan", view: func() *state.View { return testView(state.OverlayVXLAN, "10.244.1.0/24") }},
 		{name: "routes", view: func() *state.View { return testView(state.OverlayRoutes, "10.244.1.0/24") }},
 		{name: "auto", view: func() *state.View { return testView(state.OverlayAuto, "10.244.1.0/24") }},
+		{name: "dual-vxlan", view: func() *state.View { return dual(testView(state.OverlayVXLAN, "10.244.1.0/24")) }, with: dualLocal},
+		{name: "dual-auto", view: func() *state.View { return dual(testView(state.OverlayAuto, "10.244.1.0/24")) }, with: dualLocal},
+		{name: "dual-routes", view: func() *state.View { return dual(testView(state.OverlayRoutes, "10.244.1.0/24")) }, with: dualLocal},
+		{name: "dual-no-own-block", view: func() *state.View { return dual(testView(state.OverlayVXLAN)) }, with: dualLocal},
 		{name: "vxlan-two-blocks", view: func() *state.View { return testView(state.OverlayVXLAN, "10.244.1.0/24", "10.244.11.0/24") }},
 		{name: "vxlan-no-own-block", view: func() *state.View { return testView(state.OverlayVXLAN) }},
 		{name: "vxlan-dead-stays", view: func() *state.View {

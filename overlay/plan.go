@@ -258,7 +258,12 @@ func (p *Plan) sort() {
 		return a.Dst.Compare(b.Dst)
 	})
 	slices.SortFunc(p.Addrs, func(a, b LocalAddr) int { return a.Addr.Compare(b.Addr) })
-	slices.SortFunc(p.Sysctls, func(a, b Sysctl) int { return by(a.Path, b.Path) })
+	slices.SortFunc(p.Sysctls, func(a, b Sysctl) int {
+		if (a.Before == "") != (b.Before == "") {
+			return by(b.Before, a.Before) // before the one that it looks at
+		}
+		return by(a.Path, b.Path)
+	})
 	slices.SortFunc(p.Problems, func(a, b Problem) int {
 		return by(a.Network+" "+a.Text, b.Network+" "+b.Text)
 	})

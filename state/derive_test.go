@@ -96,6 +96,9 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 		if num(5) == 0 {
 			n.VTEPMAC = any().VTEPMAC()
 		}
+		if num(2) > 0 {
+			n.ServiceRange, n.ServiceRange6 = netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix(pick("2001:db8:a::/120", "2001:db8:b::/120"))
+		}
 		op.Value = n
 	case KindBlock:
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(4 * num(1))}), 30-num(1))
@@ -108,6 +111,9 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 		}
 		for range num(2) {
 			e.Addrs = append(e.Addrs, addr())
+		}
+		if num(1) == 0 {
+			e.Addrs = append(e.Addrs, netip.MustParseAddr(pick("2001:db8::1", "2001:db8::2", "2001:db8::3")))
 		}
 		op.Key, op.Value = e.ID, e
 	case KindPublish:

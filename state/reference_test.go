@@ -34,7 +34,7 @@ func deriveReference(sn *Snapshot) *reference {
 	v.deriveNetworks(sn)
 	v.deriveEndpoints(sn, c)
 	v.deriveServices(sn, c)
-	duplicates := v.duplicateVIPs() // shown after the conflicts of policies
+	duplicates := v.duplicateVIPs(sn) // shown after the conflicts of policies
 	v.derivePolicies(sn)
 	v.Conflicts = append(v.Conflicts, duplicates...)
 	v.deriveNames(sn)
@@ -362,6 +362,10 @@ func (v *reference) backends(sn *Snapshot, sv *ServiceView, candidates []*Endpoi
 			}
 			v.health(sn, sv, &b)
 			add(b, 0)
+			if i := slices.IndexFunc(e.Addrs, netip.Addr.Is6); i > 0 {
+				b.Addr, b.Targets = e.Addrs[i], slices.Clone(b.Targets)
+				add(b, 0)
+			}
 		}
 	}
 	for _, x := range explicit {
@@ -448,7 +452,7 @@ func (v *reference) steps(sv *ServiceView) {
 }
 
 // duplicateVIPs lets the first of two services with one address and port have it.
-func (v *reference) duplicateVIPs() (found []Conflict) {
+func (v *reference) duplicateVIPs(sn *Snapshot) (found []Conflict) {
 	first := map[netip.Addr]string{}
 	for _, s := range v.Services {
 		if !s.VIP.IsValid() {
@@ -463,6 +467,12 @@ func (v *reference) duplicateVIPs() (found []Conflict) {
 			continue
 		}
 		first[s.VIP] = s.FullName()
+		// Both ranges have room for a byte.
+		if self, ok := Lookup[Node](sn, ID{Class: Owner, Kind: KindNode, Owner: sn.self, Key: "self"}); ok && self.ServiceRange.IsValid() {
+			six := self.ServiceRange6.Addr().As16()
+			six[15] = s.VIP.As4()[3]
+			s.VIP6 = netip.AddrFrom16(six)
+		}
 	}
 	return found
 }

@@ -32,8 +32,8 @@ type Node struct {
 	LANs []LAN `cbor:"15,keyasint,omitempty"`
 	// ServiceRange is the range of service addresses as the node was told, and
 	// ServiceRange6 the IPv6 one beside it, if any: see Twin.
-	ServiceRange  netip.Prefix `cbor:"17,keyasint,omitempty"`
-	ServiceRange6 netip.Prefix `cbor:"16,keyasint,omitempty"`
+	ServiceRange  netip.Prefix `cbor:"16,keyasint,omitempty"`
+	ServiceRange6 netip.Prefix `cbor:"17,keyasint,omitempty"`
 }
 
 // LAN is an address of a node's interface with the prefix of its segment.

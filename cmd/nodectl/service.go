@@ -75,7 +75,11 @@ func fullName(arg string) string {
 
 func serviceDetail(w io.Writer, s *api.Service, now time.Time) {
 	fmt.Fprintf(w, "service\t%s.%s\n", s.Name, s.Namespace)
-	fmt.Fprintf(w, "vip\t%s\n", vipText(s))
+	vip := vipText(s)
+	if s.VIP6.IsValid() {
+		vip += " " + s.VIP6.String()
+	}
+	fmt.Fprintf(w, "vip\t%s\n", vip)
 	fmt.Fprintf(w, "ports\t%s\n", portsText(s.Ports))
 	if len(s.Select) > 0 {
 		fmt.Fprintf(w, "select\t%s\n", labelsText(s.Select))
