@@ -179,7 +179,11 @@ func (d *derivation) winner(key string) (*Record, *Conflict) {
 	return first, nil
 }
 
-func byLabels(r *Record) bool { return r.val.(*Service).Source == SourceLabel }
+// byLabels reports whether a declaration is a service that labels declare.
+func byLabels(r *Record) bool {
+	s, ok := r.val.(*Service)
+	return ok && s.Source == SourceLabel
+}
 
 // SourceLabel is the Source of a service that labels of endpoints declare.
 const SourceLabel = "label"
