@@ -27,12 +27,16 @@ type fakeDaemon struct {
 	status    api.Status
 	endpoints []api.Endpoint
 	err       error
+	dual      bool // the network has an IPv6 prefix
 }
 
 func (d *fakeDaemon) attachment(r api.AttachRequest) api.Attachment {
 	at := api.Attachment{
 		ID: r.ID, Network: r.Network, Addr: netip.MustParsePrefix("10.22.0.5/16"), Gateway: netip.MustParseAddr("10.22.0.1"),
 		DNS: api.DNSConfig{Nameservers: []string{"10.96.0.10"}, Search: []string{"default.svc.cluster.local"}, Options: []string{"ndots:5"}},
+	}
+	if d.dual {
+		at.Addr6, at.Gateway6 = netip.MustParsePrefix("2001:db8:22::5/112"), netip.MustParseAddr("2001:db8:22::1")
 	}
 	if r.Mode != "ipam" {
 		at.MAC, at.IfName, at.HostIf, at.HostMAC = "0a:58:0a:16:00:05", r.IfName, "nn0a160005", "0a:58:00:00:00:01"
@@ -112,6 +116,7 @@ func TestGolden(t *testing.T) {
 		name string
 		call call
 	}{
+		{"dual-chained-1.1.0", call{verb: cmdAdd, conf: conf("1.1.0", nodenetConf+", "+prev)}},
 		{"chained-1.1.0", call{verb: cmdAdd, conf: conf("1.1.0", nodenetConf+", "+prev)}},
 		{"dns-1.0.0", call{verb: cmdAdd, conf: conf("1.0.0", bridgeConf+`, "dns": {"nameservers": ["192.0.2.53"], "domain": "lan"}`)}},
 		{"noroute-1.0.0", call{verb: cmdAdd, conf: conf("1.0.0", `"type": "bridge", "isGateway": true, "ipam": {"type": "host-local", "subnet": "10.22.0.0/16"}`)}},
@@ -122,6 +127,10 @@ func TestGolden(t *testing.T) {
 				name string
 				call call
 			}{"nodenet-" + v, call{verb: cmdAdd, conf: conf(v, nodenetConf)}},
+			struct {
+				name string
+				call call
+			}{"dual-" + v, call{verb: cmdAdd, conf: conf(v, nodenetConf)}},
 			struct {
 				name string
 				call call
@@ -141,7 +150,7 @@ func TestGolden(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, exit := tt.call.run(t, &fakeDaemon{})
+			got, exit := tt.call.run(t, &fakeDaemon{dual: strings.HasPrefix(tt.name, "dual-")})
 			if wantErr := strings.HasPrefix(tt.name, "error-"); (exit != 0) != wantErr {
 				t.Errorf("exit %d", exit)
 			}
@@ -318,8 +327,10 @@ func TestErrors(t *testing.T) {
 		{name: "no subnet", call: call{conf: ipam(`"routes": []`)}, code: codeConfig, msg: "no subnet"},
 		{name: "subnet", call: call{conf: ipam(`"subnet": "10.1.0.0"`)}, code: codeConfig, msg: "10.1.0.0"},
 		{name: "subnet too small", call: call{conf: ipam(`"subnet": "10.1.0.0/31"`)}, code: codeConfig, msg: "/30"},
-		{name: "IPv6 subnet", call: call{conf: ipam(`"subnet": "2001:db8::/64"`)}, code: codeUnsupported, msg: "IPv4"},
-		{name: "dual stack", call: call{conf: ipam(`"ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "2001:db8::/64"}]]`)}, code: codeUnsupported, msg: "2 range sets"},
+		{name: "IPv6 subnet", call: call{conf: ipam(`"subnet": "2001:db8::/64"`)}, code: codeUnsupported, msg: "IPv6 comes with"},
+		{name: "dual stack", call: call{conf: ipam(`"ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "2001:db8::/64"}]]`)}, code: codeUnsupported, msg: "2 range sets: one, of IPv4"},
+		{name: "dual stack, how", call: call{conf: ipam(`"ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "2001:db8::/64"}]]`)}, code: codeUnsupported, msg: "IPv6 comes with"},
+		{name: "two ranges", call: call{conf: ipam(`"ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "10.2.0.0/16"}]]`)}, code: codeUnsupported, msg: "2 range sets: one address"},
 		{name: "gateway elsewhere", call: call{conf: ipam(`"subnet": "10.1.0.0/16", "gateway": "10.2.0.1"`)}, code: codeConfig, msg: "10.2.0.1"},
 		{name: "range backwards", call: call{conf: ipam(`"subnet": "10.1.0.0/16", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.2"`)}, code: codeConfig, msg: "below"},
 		{name: "route", call: call{conf: ipam(`"subnet": "10.1.0.0/16", "routes": [{"dst": "192.0.2.0/24"}]`)}, code: codeUnsupported, msg: "192.0.2.0/24"},
@@ -389,6 +400,44 @@ func TestDaemonErrors(t *testing.T) {
 	d := &fakeDaemon{}
 	if out, exit := check.run(t, d); exit != 0 || out != "" || len(d.checked) != 1 {
 		t.Errorf("CHECK: exit %d, %q, %d questions", exit, out, len(d.checked))
+	}
+}
+
+// TestCheckDual: what ADD told is what CHECK accepts, and the result of a
+// plugin that told of IPv4 alone too.
+func TestCheckDual(t *testing.T) {
+	check := func(prev string) call {
+		return call{verb: cmdCheck, conf: conf("1.1.0", nodenetConf+`, "prevResult": `+prev)}
+	}
+	added, exit := call{verb: cmdAdd, conf: conf("1.1.0", nodenetConf)}.run(t, &fakeDaemon{dual: true})
+	if exit != 0 {
+		t.Fatal(added)
+	}
+	for name, prev := range map[string]string{"what ADD told": added, "IPv4 alone": `{"ips": [{"address": "10.22.0.5/16"}]}`} {
+		if out, exit := check(prev).run(t, &fakeDaemon{dual: true}); exit != 0 || out != "" {
+			t.Errorf("%s: exit %d, %s", name, exit, out)
+		}
+	}
+	wantError(t, check(`{"ips": [{"address": "10.22.0.5/16"}, {"address": "2001:db8:22::6/112"}]}`), &fakeDaemon{dual: true}, codeDiffers, "2001:db8:22::5/112")
+	wantError(t, check(`{"ips": [{"address": "2001:db8:22::5/112"}]}`), &fakeDaemon{dual: true}, codeDiffers, "10.22.0.5/16")
+}
+
+// TestDualWithoutRoute: the address, and no route by its gateway.
+func TestDualWithoutRoute(t *testing.T) {
+	r := request{AttachRequest: api.AttachRequest{Mode: "bridge", NoDefaultRoute: true}}
+	at := (&fakeDaemon{dual: true}).attachment(r.AttachRequest)
+	for _, v := range []string{"0.2.0", "1.1.0"} {
+		out, err := makeResult(v, &r, &at, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := json.Marshal(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := string(b); strings.Contains(s, "routes") || !strings.Contains(s, "2001:db8:22::5/112") {
+			t.Errorf("%s: %s", v, s)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -136,6 +137,10 @@ func (r *request) hostLocal(c *netConf) error {
 	return r.resolvConf(c)
 }
 
+// howIPv6 is what to do instead of writing an IPv6 range: it follows from the
+// IPv4 one, in networks that every node knows.
+const howIPv6 = "IPv6 comes with a network of the Nodefile that has an IPv6 prefix, and `\"type\": \"nodenet\"`"
+
 // definition reads the one IPv4 range of a host-local configuration.
 func (c *netConf) definition() (*api.NetworkDef, error) {
 	sets := slices.Clone(c.IPAM.Ranges)
@@ -147,6 +152,8 @@ func (c *netConf) definition() (*api.NetworkDef, error) {
 	switch {
 	case len(sets) == 0 || len(sets[0]) == 0:
 		return nil, faultf(codeConfig, "ipam: no subnet and no ranges")
+	case len(sets) > 1 && slices.ContainsFunc(sets, ofIPv6):
+		return nil, &fault{code: codeUnsupported, msg: fmt.Sprintf("ipam: %d range sets: one, of IPv4, is supported", len(sets)), details: howIPv6}
 	case len(sets) > 1:
 		return nil, faultf(codeUnsupported, "ipam: %d range sets: one address for each interface is supported", len(sets))
 	case len(sets[0]) > 1:
@@ -158,7 +165,7 @@ func (c *netConf) definition() (*api.NetworkDef, error) {
 		return nil, faultf(codeConfig, "ipam: subnet %q is not a prefix", r.Subnet)
 	}
 	if !p.Addr().Is4() {
-		return nil, faultf(codeUnsupported, "ipam: subnet %s: only IPv4 is supported", p)
+		return nil, &fault{code: codeUnsupported, msg: fmt.Sprintf("ipam: subnet %s: only IPv4 is supported", p), details: howIPv6}
 	}
 	p = p.Masked()
 	if p.Bits() > 30 {
@@ -185,6 +192,14 @@ func (c *netConf) definition() (*api.NetworkDef, error) {
 		return nil, faultf(codeConfig, "ipam: rangeEnd %s is below rangeStart %s", def.RangeEnd, def.RangeStart)
 	}
 	return def, nil
+}
+
+// ofIPv6 reports whether a set has an IPv6 subnet.
+func ofIPv6(set []ipRange) bool {
+	return slices.ContainsFunc(set, func(r ipRange) bool {
+		p, err := netip.ParsePrefix(r.Subnet)
+		return err == nil && p.Addr().Is6()
+	})
 }
 
 func (rt ipamRoute) parse() (dst netip.Prefix, gw netip.Addr, err error) {

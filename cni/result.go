@@ -31,7 +31,7 @@ type ip10 struct {
 	Gateway   netip.Addr `json:"gateway,omitzero"`
 }
 
-// result02 is the result of 0.1.0 and 0.2.0: addresses only.
+// result02 is the result of 0.1.0 and 0.2.0: one address of each version.
 type result02 struct {
 	CNIVersion string  `json:"cniVersion"`
 	IP4        *ip02   `json:"ip4,omitempty"`
@@ -54,17 +54,21 @@ type versionResult struct {
 // makeResult says what the container got, in the version asked for. What an
 // earlier plugin of the chain did comes first.
 func makeResult(version string, r *request, at *api.Attachment, prev json.RawMessage) (any, error) {
-	routes := r.routes
-	if routes == nil && at.Gateway.IsValid() && !r.NoDefaultRoute {
-		routes = []ipamRoute{{Dst: "0.0.0.0/0", GW: at.Gateway.String()}}
+	routes, routes6 := r.routes, defaultRoute("::/0", at.Gateway6, r)
+	if routes == nil {
+		routes = defaultRoute("0.0.0.0/0", at.Gateway, r)
 	}
 	dns := r.dns
 	if dns.empty() && r.Mode != "ipam" {
 		dns = dnsOf(at.DNS)
 	}
 	if !atLeast(version, "0.3.0") {
-		return result02{CNIVersion: version, DNS: dns,
-			IP4: &ip02{IP: at.Addr.String(), Gateway: at.Gateway, Routes: routes}}, nil
+		out := result02{CNIVersion: version, DNS: dns,
+			IP4: &ip02{IP: at.Addr.String(), Gateway: at.Gateway, Routes: routes}}
+		if at.Addr6.IsValid() {
+			out.IP6 = &ip02{IP: at.Addr6.String(), Gateway: at.Gateway6, Routes: routes6}
+		}
+		return out, nil
 	}
 
 	out := result10{CNIVersion: version}
@@ -77,10 +81,7 @@ func makeResult(version string, r *request, at *api.Attachment, prev json.RawMes
 	if out.DNS.empty() {
 		out.DNS = dns
 	}
-	ip := ip10{Address: at.Addr.String(), Gateway: at.Gateway}
-	if !atLeast(version, "1.0.0") {
-		ip.Version = "4"
-	}
+	var inside *int // an IPAM call knows of no interface
 	if r.Mode != "ipam" {
 		ifs := interfaces(at, r.Netns, atLeast(version, "1.1.0"))
 		for _, i := range ifs {
@@ -90,11 +91,22 @@ func makeResult(version string, r *request, at *api.Attachment, prev json.RawMes
 			}
 			out.Interfaces = append(out.Interfaces, b)
 		}
-		inside := len(out.Interfaces) - 1
-		ip.Interface = &inside
+		last := len(out.Interfaces) - 1
+		inside = &last
 	}
-	out.IPs = append(out.IPs, ip)
-	for _, rt := range routes {
+	for _, ip := range []ip10{
+		{Version: "4", Interface: inside, Address: at.Addr.String(), Gateway: at.Gateway},
+		{Version: "6", Interface: inside, Address: at.Addr6.String(), Gateway: at.Gateway6},
+	} {
+		if ip.Version == "6" && !at.Addr6.IsValid() {
+			continue
+		}
+		if atLeast(version, "1.0.0") {
+			ip.Version = ""
+		}
+		out.IPs = append(out.IPs, ip)
+	}
+	for _, rt := range append(routes, routes6...) {
 		b, err := json.Marshal(rt)
 		if err != nil {
 			return nil, err
@@ -102,6 +114,15 @@ func makeResult(version string, r *request, at *api.Attachment, prev json.RawMes
 		out.Routes = append(out.Routes, b)
 	}
 	return out, nil
+}
+
+// defaultRoute is the route to everything by a gateway; nil: the container has
+// none.
+func defaultRoute(dst string, gw netip.Addr, r *request) []ipamRoute {
+	if !gw.IsValid() || r.NoDefaultRoute {
+		return nil
+	}
+	return []ipamRoute{{Dst: dst, GW: gw.String()}}
 }
 
 // interfaces lists bridge, host side and container side, the last one last.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -156,6 +157,12 @@ func (p *plugin) check(ctx context.Context, d Daemon, c *netConf, v *invocation)
 	}
 	if !slices.Contains(addrs, at.Addr) {
 		return faultf(codeDiffers, "check %s: the attachment has %s, prevResult does not", r.ID, at.Addr)
+	}
+	// A result from before IPv6 was told of lists none; one that does must be
+	// right.
+	told := slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	if at.Addr6.IsValid() && told && !slices.Contains(addrs, at.Addr6) {
+		return faultf(codeDiffers, "check %s: the attachment has %s, prevResult has another IPv6 address", r.ID, at.Addr6)
 	}
 	return nil
 }

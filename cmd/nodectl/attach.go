@@ -30,6 +30,9 @@ func (c *cli) attachCmd() *cobra.Command {
 node's pod CIDR, a default route, and an entry in the cluster's tables under
 --name and --namespace, so that DNS and services find it on every node.
 
+The address is printed; in a network that has an IPv6 prefix too, its IPv6
+address on a second line. The gateways are in -o json.
+
 For a namespace under /run/netns the resolver configuration is written to
 /etc/netns/NAME/resolv.conf, which 'ip netns exec NAME' puts in place of
 /etc/resolv.conf; 'nodectl detach' removes it.`,
@@ -84,6 +87,9 @@ For a namespace under /run/netns the resolver configuration is written to
 					fmt.Fprintln(w, a.Addr)
 				} else {
 					fmt.Fprintln(w, "-")
+				}
+				if a.Addr6.IsValid() {
+					fmt.Fprintln(w, a.Addr6)
 				}
 			})
 		},

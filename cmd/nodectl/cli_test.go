@@ -57,6 +57,23 @@ func (d *fakeDaemon) call(args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), err.String()
 }
 
+// TestAttachDual: the IPv6 address is on a line of its own, so that the first
+// is what it is elsewhere; the JSON has the gateways.
+func TestAttachDual(t *testing.T) {
+	a := api.Attachment{ID: "apps.web", Addr: netip.MustParsePrefix("10.244.0.2/24"), Gateway: netip.MustParseAddr("10.244.0.1"),
+		Addr6: netip.MustParsePrefix("2001:db8:244::2/120"), Gateway6: netip.MustParseAddr("2001:db8:244::1")}
+	d := newFakeDaemon(t, map[string]any{"POST /v1/attach": a})
+	if code, out, stderr := d.call("attach", "--mode", "host", "--name", "web"); code != 0 || out != "10.244.0.2/24\n2001:db8:244::2/120\n" {
+		t.Errorf("exit %d, %q, %s", code, out, stderr)
+	}
+	_, out, _ := d.call("attach", "--mode", "host", "--name", "web", "-o", "json")
+	for _, want := range []string{`"addr6": "2001:db8:244::2/120"`, `"gateway6": "2001:db8:244::1"`} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s in %s", want, out)
+		}
+	}
+}
+
 func TestRequests(t *testing.T) {
 	netns := filepath.Join(t.TempDir(), "ns")
 	if err := os.WriteFile(netns, nil, 0o600); err != nil {
