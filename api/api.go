@@ -98,7 +98,8 @@ type Peer struct {
 type NetworkStatus struct {
 	Name    string         `json:"name"`
 	Prefix  netip.Prefix   `json:"prefix"`
-	Blocks  []netip.Prefix `json:"blocks"` // opened by this node
+	Prefix6 netip.Prefix   `json:"prefix6,omitzero"` // IPv6 beside it; zero: IPv4 only
+	Blocks  []netip.Prefix `json:"blocks"`           // opened by this node
 	Used    int            `json:"used"`
 	Total   int            `json:"total"` // usable addresses of the opened blocks
 	Owned   uint64         `json:"owned"` // addresses of the ring that this node owns
@@ -114,6 +115,7 @@ type NetworkStatus struct {
 type NetworkInfo struct {
 	Name    string       `json:"name"`
 	Prefix  netip.Prefix `json:"prefix"`
+	Prefix6 netip.Prefix `json:"prefix6,omitzero"` // IPv6 beside it; zero: IPv4 only
 	Overlay string       `json:"overlay"`
 	Bridge  string       `json:"bridge"`
 }

@@ -115,7 +115,7 @@ func (n *Node) networkStatus(sn *state.Snapshot, v *state.View, nw *state.Networ
 		n.log.Debug("address use not known", "network", nw.Name, "err", err)
 	}
 	out := api.NetworkStatus{
-		Name: nw.Name, Prefix: nw.Prefix, Blocks: nw.Own, Used: int(use.Used), Total: int(use.Total),
+		Name: nw.Name, Prefix: nw.Prefix, Prefix6: nw.Prefix6, Blocks: nw.Own, Used: int(use.Used), Total: int(use.Total),
 		Overlay: nw.Overlay, VNI: nw.VNI, MTU: n.overlay.MTU(nw.Name), Bridge: overlay.BridgeName(nw.Network), DHCP: nw.DHCP,
 	}
 	if ring := ipam.Resolve(sn, nw.Name, n.ringID()); ring != nil {
@@ -227,7 +227,7 @@ func (n *Node) leaseList(context.Context) ([]api.Lease, error) {
 func (n *Node) networkList(context.Context) ([]api.NetworkInfo, error) {
 	out := []api.NetworkInfo{}
 	for _, nw := range n.store.Snapshot().View().Networks {
-		out = append(out, api.NetworkInfo{Name: nw.Name, Prefix: nw.Prefix, Overlay: nw.Overlay, Bridge: overlay.BridgeName(nw.Network)})
+		out = append(out, api.NetworkInfo{Name: nw.Name, Prefix: nw.Prefix, Prefix6: nw.Prefix6, Overlay: nw.Overlay, Bridge: overlay.BridgeName(nw.Network)})
 	}
 	return out, nil
 }

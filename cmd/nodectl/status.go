@@ -124,6 +124,8 @@ func peerTable(w io.Writer, peers []api.Peer, now time.Time) {
 	}
 }
 
+// networkTable prints a line for each network, and one below it where it has
+// an IPv6 prefix: a column of its own would be empty for most.
 func networkTable(w io.Writer, networks []api.NetworkStatus) {
 	row(w, "NETWORK", "PREFIX", "OWNS", "POD CIDRS", "USED", "OVERLAY", "LEASES")
 	for _, n := range networks {
@@ -136,6 +138,9 @@ func networkTable(w io.Writer, networks []api.NetworkStatus) {
 			leases = strconv.Itoa(n.Leases)
 		}
 		row(w, n.Name, n.Prefix, share(&n), join(n.Blocks, " "), fmt.Sprintf("%d/%d", n.Used, n.Total), overlay, leases)
+		if n.Prefix6.IsValid() {
+			fmt.Fprintf(w, "\t%s\t\t\t\t\t\n", n.Prefix6)
+		}
 	}
 }
 
@@ -148,10 +153,20 @@ func share(n *api.NetworkStatus) string {
 	return fmt.Sprintf("%.3g %%", float64(n.Owned)/float64(uint64(1)<<bits)*100)
 }
 
+// serviceTable prints a line for each service, to be found by its name; the
+// column of IPv6 addresses is there if any service has one.
 func serviceTable(w io.Writer, services []api.Service) {
-	row(w, "SERVICE", "VIP", "PORTS", "READY", "")
+	dual := slices.ContainsFunc(services, func(s api.Service) bool { return s.VIP6.IsValid() })
+	line := func(name, vip, vip6 any, rest ...any) {
+		cells := []any{name, vip}
+		if dual {
+			cells = append(cells, vip6)
+		}
+		row(w, append(cells, rest...)...)
+	}
+	line("SERVICE", "VIP", "IPV6", "PORTS", "READY", "")
 	for _, s := range services {
-		row(w, s.Name+"."+s.Namespace, vipText(&s), portsText(s.Ports), fmt.Sprintf("%d/%d", s.Ready, s.Total), whyNotReady(&s))
+		line(s.Name+"."+s.Namespace, vipText(&s), addrText(s.VIP6), portsText(s.Ports), fmt.Sprintf("%d/%d", s.Ready, s.Total), whyNotReady(&s))
 	}
 }
 

@@ -79,6 +79,16 @@ func testStatus() *api.Status {
 	}
 }
 
+// dualStatus is a node whose networks and services have IPv6 in part.
+func dualStatus() *api.Status {
+	st := testStatus()
+	st.Networks[0].Prefix6 = netip.MustParsePrefix("2001:db8:244::/112")
+	st.Services[0].VIP6 = netip.MustParseAddr("2001:db8:96::7:8468")
+	st.Services[1].VIP6 = netip.MustParseAddr("2001:db8:96::b:25bc")
+	st.Subsystems = nil
+	return st
+}
+
 func TestClock(t *testing.T) {
 	for ago, want := range map[time.Duration]string{10 * time.Minute: "22:03:20", 26 * time.Hour: "2023-11-13 20:13:20"} {
 		if got := clock(now, before(ago)); got != want {
@@ -89,7 +99,8 @@ func TestClock(t *testing.T) {
 
 func TestStatusScreen(t *testing.T) {
 	for name, st := range map[string]*api.Status{
-		"status": testStatus(),
+		"status":      testStatus(),
+		"status-dual": dualStatus(),
 		"status-alone": {Node: "n", Started: before(26 * time.Hour), Cluster: "nodenet", Stale: true, StaleSince: before(26 * time.Hour), Revision: 3,
 			Subsystems: []api.SubsystemStatus{{Name: "dns", OK: true, Desired: 3, Applied: 3, Detail: "10.96.0.10:53"}}},
 	} {

@@ -44,6 +44,8 @@ service empty.default {
 	s.Want(s.Run("node1", "nodectl endpoints"), `^web.*`+web6)
 	until(s, "node3", "nodectl endpoints", `^web.*`+web6)
 	until(s, "node3", "nodectl service show web", `fd00:10:96::14`)
+	s.Want(s.Run("node3", "nodectl service ls"), `(?m)^web\.default +10\.96\.0\.20 +fd00:10:96::14 `)
+	s.Want(s.Run("node3", "nodectl status"), `(?m)^pods .*\n +fd00:10:244::/112$`)
 
 	// Names, both ways.
 	s.Want(far.Run("dig +short AAAA web.default.svc.cluster.local"), `^fd00:10:96::14$`)
