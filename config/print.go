@@ -84,7 +84,7 @@ func list[T fmt.Stringer](w *printer, name string, values []T) {
 	}
 	words := []string{name}
 	for _, v := range values {
-		words = append(words, strings.TrimSuffix(v.String(), "/32"))
+		words = append(words, shortPrefix(v))
 	}
 	w.line(words...)
 }
@@ -110,6 +110,14 @@ func (w *printer) open(words ...string) {
 func (w *printer) shut() {
 	w.depth--
 	w.line("}")
+}
+
+// shortPrefix is v's text; a prefix of one address is that address.
+func shortPrefix(v fmt.Stringer) string {
+	if p, ok := v.(netip.Prefix); ok && p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return v.String()
 }
 
 // valid is v's text, "" for the zero value of netip's types.
@@ -161,7 +169,7 @@ func (w *printer) network(n *Network) {
 		w.line("gateway", "none")
 	}
 	for _, e := range n.Exclude {
-		w.line("exclude", strings.TrimSuffix(e.String(), "/32"))
+		w.line("exclude", shortPrefix(e))
 	}
 	if n.NoSearch {
 		w.line("search", "off")

@@ -169,8 +169,8 @@ func (c *serviceCheck) outside() {
 	seen := map[netip.Addr]bool{}
 	for _, a := range s.Addresses {
 		switch {
-		case !a.Is4() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback():
-			c.wrong("address", "address %s: not the IPv4 address of a host", a)
+		case !ofHost(a) || a.IsLoopback():
+			c.wrong("address", "address %s: not the address of a host that others reach, write one of the LAN", a)
 		case seen[a]:
 			c.wrong("address", "address %s: given twice, keep one", a)
 		}
@@ -181,7 +181,7 @@ func (c *serviceCheck) outside() {
 		list []netip.Prefix
 	}{{"source", s.Sources}, {"nodeport_addresses", s.NodeAddrs}} {
 		for _, p := range d.list {
-			if _, err := prefix(p.String()); err != nil {
+			if _, err := eitherPrefix(p.String()); err != nil {
 				c.wrong(d.name, "%s %v", d.name, err)
 			}
 		}

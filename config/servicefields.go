@@ -80,7 +80,7 @@ func (p *parser) addressFields(title string, s *Service) []field {
 		{name: "external", usage: "NAME", min: 1, max: 1, set: one(&s.External, domain)},
 		{name: "nodeport", usage: "", set: on(&s.NodePorts)},
 		{name: "nodeport_addresses", usage: "PREFIX...", min: 1, max: -1, repeat: true, set: each(&s.NodeAddrs, prefixOrAddr)},
-		{name: "address", usage: "ADDR...", min: 1, max: -1, repeat: true, set: each(&s.Addresses, addr4)},
+		{name: "address", usage: "ADDR...", min: 1, max: -1, repeat: true, set: each(&s.Addresses, eitherAddr)},
 		{name: "announce", usage: "", set: on(&s.Announce)},
 		{name: "source", usage: "PREFIX...", min: 1, max: -1, repeat: true, set: each(&s.Sources, prefixOrAddr)},
 		{name: "health_port", usage: "PORT", min: 1, max: 1, set: one(&s.HealthPort, port)},
@@ -116,12 +116,13 @@ func wordOr(s string, words ...string) (string, error) {
 	return w, err
 }
 
-// prefixOrAddr parses a prefix, or an address as the prefix of itself alone.
+// prefixOrAddr parses a prefix of either version, or an address as the prefix
+// of itself alone.
 func prefixOrAddr(s string) (netip.Prefix, error) {
-	if a, err := netip.ParseAddr(s); err == nil && a.Is4() {
-		return netip.PrefixFrom(a, 32), nil
+	if a, err := netip.ParseAddr(s); err == nil && !a.Is4In6() && a.Zone() == "" {
+		return netip.PrefixFrom(a, a.BitLen()), nil
 	}
-	return prefix(s)
+	return eitherPrefix(s)
 }
 
 // ParsePrefix parses a prefix or an address, as `source` takes it.

@@ -97,6 +97,15 @@ func addr4(s string) (netip.Addr, error) {
 	return a, nil
 }
 
+// eitherAddr parses an address of either version.
+func eitherAddr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return a, fmt.Errorf("%s: not an address%s", s, withoutLength(s))
+	}
+	return a, nil
+}
+
 func withoutLength(s string) string {
 	if p, err := netip.ParsePrefix(s); err == nil {
 		return ", write " + p.Addr().String()

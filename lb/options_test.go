@@ -53,7 +53,7 @@ func optionServices() []*state.ServiceView {
 			externals("203.0.113.5", "2001:db8:113::5")(s)
 		}),
 		with(svc("on", "10.96.1.6", "tcp", 80, 30106, w1), func(s *state.ServiceView) {
-			s.NodeAddrs = []netip.Prefix{pfx("192.0.2.12/30")}
+			s.NodeAddrs = []netip.Prefix{pfx("192.0.2.12/30"), pfx("2001:db8::12/127")}
 		}),
 		with(svc("nobody", "10.96.1.7", "tcp", 80, 30107, w1+"!"), externals("203.0.113.7", "2001:db8:113::7")),
 		with(svc("own", "10.96.1.8", "tcp", 80, 0, w1), externals("192.0.2.13")),
@@ -103,7 +103,7 @@ func TestTraceOptions(t *testing.T) {
 		t.Errorf("warnings: %v", tab.Warnings)
 	}
 	rs := tab.Ruleset()
-	rs.Addrs = append(rs.Addrs, addr("192.0.2.13"))
+	rs.Addrs = append(rs.Addrs, addr("192.0.2.13"), addr("2001:db8::13"))
 	const client, stranger, w1, w2 = "192.0.2.1", "192.0.2.2", "10.244.0.2", "10.244.0.3"
 	tests := map[string]struct {
 		in, src, dst string
@@ -133,6 +133,8 @@ func TestTraceOptions(t *testing.T) {
 		"sources are not asked inside":        {"nn-t0", w2, "10.96.1.5:80/tcp", 0, "accept to 10.244.0.2:8080"},
 		"node port on its address":            {"eth0", client, "192.0.2.13:30106/tcp", 0, "accept to 10.244.0.2:8080"},
 		"node port on another address":        {"eth0", client, "192.0.2.11:30106/tcp", 0, "accept"},
+		"node port on its address, IPv6":      {"eth0", "2001:db8::1", "[2001:db8::13]:30106/tcp", 0, "accept to [fd00:10:244::2]:8080"},
+		"node port on another, IPv6":          {"eth0", "2001:db8::1", "[2001:db8::11]:30106/tcp", 0, "accept"},
 		"no backends, external":               {"eth0", client, "203.0.113.7:80/tcp", 0, "reset"},
 		"no backends, external, IPv6":         {"eth0", "2001:db8::1", "[2001:db8:113::7]:80/tcp", 0, "reset"},
 		"unknown port, external":              {"eth0", client, "203.0.113.7:81/udp", 0, "unreachable"},

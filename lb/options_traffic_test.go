@@ -26,9 +26,12 @@ func (c conntrack) Delete(proto uint8, ipv6 bool, stale func(dst, backend netip.
 func optionTopology(t *testing.T, services ...*state.ServiceView) *topology {
 	tp := newTopology(t, optionView(services...))
 	tp.outer.route("203.0.113.0/24", "192.0.2.11", "", "192.0.2.1")
-	tp.outer.up("eth0", "192.0.2.2/24")
+	tp.outer.route("2001:db8:113::/64", "2001:db8::11", "", "2001:db8::1")
+	tp.outer.up("eth0", "192.0.2.2/24", "2001:db8::2/64 deprecated")
 	tp.node.sysctl("net/ipv4/icmp_ratelimit", "0") // these tests ask more often than once a second
+	tp.node.sysctl("net/ipv6/icmp/ratelimit", "0")
 	tp.node.route("203.0.113.0/24", "192.0.2.1", "", "")
+	tp.node.route("2001:db8:113::/64", "2001:db8::1", "", "")
 	return tp
 }
 
@@ -50,7 +53,7 @@ func optionTraffic(t *testing.T, tp *topology) {
 	tp.w1.serve("w1", "0.0.0.0:8042", "0.0.0.0:8042")
 	tp.w2.serve("w2", "0.0.0.0:8042", "0.0.0.0:8042")
 	tp.node.serve("node", "192.0.2.13:7777", "192.0.2.13:7777")
-	stranger := &caller{tp.outer, "192.0.2.2"}
+	stranger, stranger6 := &caller{tp.outer, "192.0.2.2"}, &caller{tp.outer, "2001:db8::2"}
 	tests := map[string]struct {
 		from interface {
 			call(network, address string) string
@@ -79,6 +82,18 @@ func optionTraffic(t *testing.T, tp *topology) {
 		"sources are not asked inside":      {tp.w2, "tcp", "10.96.1.5:80", []string{"w1 10.244.0.3"}},
 		"node port on its address":          {tp.outer, "tcp", "192.0.2.13:30106", []string{"w1 192.0.2.1"}},
 		"node port on another address":      {tp.outer, "tcp", "192.0.2.11:30106", []string{"refused"}},
+		"local, outside, IPv6":              {tp.outer, "tcp", "[2001:db8:113::1]:80", []string{"w1 2001:db8::1"}},
+		"workload to external, IPv6":        {tp.w2, "tcp", "[2001:db8:113::1]:80", []string{"w1 fd00:10:244::3"}},
+		"workload to itself, IPv6":          {tp.w1, "tcp", "[2001:db8:113::1]:80", []string{"w1 fd00:10:244::1"}},
+		"node to external, IPv6":            {tp.node, "tcp", "[2001:db8:113::1]:80", []string{"w1 2001:db8::11"}},
+		"source that may, IPv6":             {tp.outer, "tcp", "[2001:db8:113::5]:80", []string{"w1 2001:db8::1"}},
+		"source that may not, IPv6":         {stranger6, "tcp", "[2001:db8:113::5]:80", []string{"timeout"}},
+		"source, node port, IPv6":           {tp.outer, "tcp", "[2001:db8::11]:30105", []string{"w1 2001:db8::1"}},
+		"source not, node port, IPv6":       {stranger6, "tcp", "[2001:db8::11]:30105", []string{"timeout"}},
+		"node port on its address, IPv6":    {tp.outer, "tcp", "[2001:db8::13]:30106", []string{"w1 2001:db8::1"}},
+		"node port on another, IPv6":        {tp.outer, "tcp", "[2001:db8::11]:30106", []string{"refused"}},
+		"no backends, external, IPv6":       {tp.outer, "tcp", "[2001:db8:113::7]:80", []string{"refused"}},
+		"unknown port, external, IPv6":      {tp.outer, "udp", "[2001:db8:113::7]:81", []string{"refused"}},
 		"no backends, external":             {tp.outer, "tcp", "203.0.113.7:80", []string{"refused"}},
 		"no backends, external, workload":   {tp.w1, "tcp", "203.0.113.7:80", []string{"refused"}},
 		"no backends, external, node":       {tp.node, "tcp", "203.0.113.7:80", []string{"refused"}},
@@ -108,8 +123,10 @@ func optionTraffic(t *testing.T, tp *topology) {
 		})
 	}
 	t.Run("echo of an external address", func(t *testing.T) {
-		if !tp.outer.ping(addr("203.0.113.7")) {
-			t.Error("no answer")
+		for _, a := range []string{"203.0.113.7", "2001:db8:113::7"} {
+			if !tp.outer.ping(addr(a)) {
+				t.Errorf("no answer from %s", a)
+			}
 		}
 	})
 	t.Run("weights", func(t *testing.T) {

@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"errors"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -150,11 +151,13 @@ func (n *Node) faultsOf(c *config.Service) error {
 		}
 	}
 	for _, a := range c.Addresses {
-		if n.cfg.Services.Prefix.Contains(a) {
-			texts = append(texts, "address "+a.String()+" lies in the service range "+n.cfg.Services.Prefix.String()+": choose one of the LAN")
+		for _, p := range []netip.Prefix{n.cfg.Services.Prefix, n.cfg.Services.Prefix6} {
+			if p.Contains(a) {
+				texts = append(texts, "address "+a.String()+" lies in the service range "+p.String()+": choose one of the LAN")
+			}
 		}
 		for _, nw := range n.cfg.Networks {
-			if nw.Overlay != config.OverlayNone && nw.Prefix.Contains(a) {
+			if nw.Overlay != config.OverlayNone && (nw.Prefix.Contains(a) || nw.Prefix6.Contains(a)) {
 				texts = append(texts, "address "+a.String()+" lies in network "+nw.Name+": choose one of the LAN")
 			}
 		}

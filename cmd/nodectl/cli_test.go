@@ -131,13 +131,13 @@ func TestRequests(t *testing.T) {
 		{
 			name: "service with all there is",
 			args: []string{"service", "add", "shop", "--port", "rtp=6000-6010:7000/UDP", "--port", "80", "--node-port", "auto", "--backend", "10.1.1.1=7",
-				"--balance", "maglev", "--affinity", "3h", "--inside", "prefer-node", "--outside", "local", "--address", "198.51.100.7", "--announce",
-				"--source", "203.0.113.0/24,192.0.2.1", "--node-port-address", "192.0.2.0/24", "--health-port", "20080", "--slow-start", "30s",
+				"--balance", "maglev", "--affinity", "3h", "--inside", "prefer-node", "--outside", "local", "--address", "198.51.100.7,2001:db8:51::7", "--announce",
+				"--source", "203.0.113.0/24,192.0.2.1,2001:db8::1", "--node-port-address", "192.0.2.0/24,2001:db8::/64", "--health-port", "20080", "--slow-start", "30s",
 				"--check", "http /healthz", "--check-port", "81", "--check-host", "shop.example", "--check-interval", "5s", "--check-timeout", "1500ms", "--check-rise", "2", "--check-fall", "3"},
 			want: []string{`POST /v1/services {"name":"shop","namespace":"default","ports":[{"name":"rtp","protocol":"udp","port":6000,"last":6010,"target":7000},{"protocol":"tcp","port":80}],` +
 				`"backends":["10.1.1.1=7"],"nodePorts":true,"check":"http","probe":{"port":81,"path":"/healthz","host":"shop.example","intervalMillis":5000,"timeoutMillis":1500,"rise":2,"fall":3},` +
-				`"slowStartMillis":30000,"balance":"maglev","affinitySeconds":10800,"inside":"prefer-node","outside":"local","addresses":["198.51.100.7"],"announce":true,` +
-				`"sources":["203.0.113.0/24","192.0.2.1/32"],"nodePortAddresses":["192.0.2.0/24"],"healthPort":20080}`},
+				`"slowStartMillis":30000,"balance":"maglev","affinitySeconds":10800,"inside":"prefer-node","outside":"local","addresses":["198.51.100.7","2001:db8:51::7"],"announce":true,` +
+				`"sources":["203.0.113.0/24","192.0.2.1/32","2001:db8::1/128"],"nodePortAddresses":["192.0.2.0/24","2001:db8::/64"],"healthPort":20080}`},
 		},
 		{name: "exec check", args: []string{"service", "add", "web", "--port", "80", "--check", "exec /etc/nodenet/checks/web --fast"},
 			want: []string{`POST /v1/services {"name":"web","namespace":"default","ports":[{"protocol":"tcp","port":80}],"check":"exec","probe":{"command":["/etc/nodenet/checks/web","--fast"]}}`}},

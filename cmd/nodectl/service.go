@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -203,10 +204,15 @@ func settingsText(s *api.ServiceSettings) (out [][2]string) {
 	return out
 }
 
+// words lists values; a prefix of one address is that address.
 func words[T fmt.Stringer](list []T) string {
 	var out []string
 	for _, v := range list {
-		out = append(out, strings.TrimSuffix(v.String(), "/32"))
+		text := v.String()
+		if p, ok := any(v).(netip.Prefix); ok && p.IsSingleIP() {
+			text = p.Addr().String()
+		}
+		out = append(out, text)
 	}
 	return strings.Join(out, " ")
 }

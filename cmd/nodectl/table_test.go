@@ -153,7 +153,7 @@ func TestTables(t *testing.T) {
 				ServiceSettings: api.ServiceSettings{
 					Check: "http", Probe: &api.Probe{Path: "/healthz", Host: "shop.example", Port: 81, IntervalMillis: 5000, Fall: 3}, SlowStartMillis: 30000,
 					Balance: "maglev", AffinitySeconds: 600, Inside: "prefer-node", Outside: "local", Addresses: []netip.Addr{addr("198.51.100.7")}, Announce: true,
-					Sources: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("192.0.2.1/32")}, HealthPort: 20080,
+					Sources: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::/32")}, HealthPort: 20080,
 				},
 				Backends: []api.ServiceBackend{
 					{Addr: addr("10.244.0.2"), Name: "shop-1", Node: "node1", Zone: "rack-1", Ports: []uint16{7000, 80}, Ready: true, Weight: 99, Health: "ok", Since: before(3 * time.Minute), Conns: conns(12), ConnsFrom: from},
