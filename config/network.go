@@ -16,6 +16,10 @@ const (
 // bridgePrefix begins the name of every link that nodenet makes by itself.
 const bridgePrefix = "nn-"
 
+// minMTU6 is the least MTU of a link that carries IPv6, in bytes (RFC 8200
+// section 5).
+const minMTU6 = 1280
+
 // UsesVXLAN reports whether the network may encapsulate.
 func (n *Network) UsesVXLAN() bool { return n.Overlay == OverlayVXLAN || n.Overlay == OverlayAuto }
 
@@ -138,6 +142,9 @@ func (p *parser) completeNetwork(n *Network, title string) {
 		}
 	} else if n.Port == 0 {
 		n.Port = DefaultVXLANPort
+	}
+	if n.Prefix6.IsValid() && n.MTU != 0 && n.MTU < minMTU6 {
+		wrong("mtu", "%d: too small for IPv6, which Linux switches off on such a link, write %d or more or leave out %s", n.MTU, minMTU6, n.Prefix6)
 	}
 	if n.Internal && n.Masquerade {
 		wrong("masquerade", "contradicts internal, keep one of them")

@@ -34,6 +34,7 @@ const (
 	defaultVXLANPort = 4789
 	defaultMTU       = 1500
 	maxMTU           = 65535 // of veth and bridge
+	minMTU6          = 1280  // of a link that carries IPv6 (RFC 8200 section 5)
 	vxlanOverhead4   = 50    // inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20
 	vxlanOverhead6   = 70    // the same with IPv6's 40
 	// unreachableMetric is the worst metric: anything somebody says about
@@ -124,6 +125,14 @@ func usesVXLAN(n *state.Network) bool {
 
 func (d *deriver) network(n *state.NetworkView) {
 	mtu := d.mtu(&n.Network)
+	if n.Prefix6.IsValid() && mtu < minMTU6 {
+		fix := fmt.Sprintf("write `mtu %d` or more in the network's block", minMTU6)
+		if n.MTU == 0 {
+			fix = fmt.Sprintf("give the underlay device an MTU of %d or more", minMTU6+d.l.UnderlayMTU-mtu)
+		}
+		d.problem(n.Name, "", fix,
+			"network %s: its MTU is %d, too small for IPv6, which Linux switches off on links below %d", n.Name, mtu, minMTU6)
+	}
 	bridge := BridgeName(n.Network)
 	d.p.Networks = append(d.p.Networks, Network{Name: n.Name, Bridge: bridge, MTU: mtu, Local: n.Local()})
 	own := n.Own

@@ -232,3 +232,40 @@ func TestMTU(t *testing.T) {
 		})
 	}
 }
+
+// TestMTUForIPv6: a network with an IPv6 prefix whose links are too small for
+// it is a problem, with what would help.
+func TestMTUForIPv6(t *testing.T) {
+	for name, tt := range map[string]struct {
+		underlay, net int
+		prefix6       string
+		fix           string // part of the problem's; "": none
+	}{
+		"enough":         {underlay: 1330, prefix6: "fd00:10:244::/112"},
+		"underlay":       {underlay: 1329, prefix6: "fd00:10:244::/112", fix: "underlay device an MTU of 1330"},
+		"given":          {underlay: 1500, net: 1200, prefix6: "fd00:10:244::/112", fix: "write `mtu 1280`"},
+		"IPv4 is modest": {underlay: 700},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := testView(state.OverlayVXLAN, "10.244.1.0/24")
+			v.Networks[0].MTU = tt.net
+			if tt.prefix6 != "" {
+				v.Networks[0].Prefix6 = pfx(tt.prefix6)
+			}
+			l := testLocal()
+			l.UnderlayMTU = tt.underlay
+			var fixes []string
+			for _, p := range Derive(v, l).Problems {
+				if strings.Contains(p.Text, "too small for IPv6") {
+					fixes = append(fixes, p.Fix)
+				}
+			}
+			switch {
+			case tt.fix == "" && len(fixes) > 0:
+				t.Errorf("problems: %q", fixes)
+			case tt.fix != "" && (len(fixes) != 1 || !strings.Contains(fixes[0], tt.fix)):
+				t.Errorf("fixes %q, want one with %q", fixes, tt.fix)
+			}
+		})
+	}
+}
