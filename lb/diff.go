@@ -151,7 +151,7 @@ func sameSmall(a, b *Table) bool {
 	return slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.External, b.External) && slices.Equal(a.Sticky, b.Sticky) && slices.Equal(a.Publishes, b.Publishes) &&
 		slices.Equal(a.LocalBackends, b.LocalBackends) && slices.Equal(a.Remote, b.Remote) &&
 		slices.Equal(a.Masquerade, b.Masquerade) && slices.Equal(a.Cluster, b.Cluster) && slices.Equal(a.Local, b.Local) &&
-		slices.Equal(a.Links, b.Links) && slices.Equal(a.Bridges, b.Bridges)
+		slices.Equal(a.Links, b.Links) && slices.Equal(a.Tunnels, b.Tunnels) && slices.Equal(a.Bridges, b.Bridges)
 }
 
 func (o *Ops) diffServices(nodePorts bool, old, now []Service) {

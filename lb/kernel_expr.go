@@ -258,6 +258,8 @@ func (c *compiler) stmt(s Stmt) {
 		c.add(&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
 			&expr.Immediate{Register: 1, Data: []byte{unix.PACKET_HOST}},
 			&expr.Meta{Key: expr.MetaKeyPKTTYPE, SourceRegister: true, Register: 1})
+	case MatchSyn, ClampMSS:
+		c.mssStmt(s)
 	case MatchKnown, Count:
 		c.policyStmt(s)
 	case Do:
@@ -310,6 +312,8 @@ func describeRule(f nftables.TableFamily, es []expr.Any) string {
 			c := *l
 			c.SetID, c.SrcRegData = 0, 0
 			e = &c
+		case *expr.Rt, *expr.Byteorder: // nor these at all; what follows them is read
+			continue
 		}
 		if _, ok := e.(*expr.Counter); ok {
 			e = &expr.Counter{} // whatever it has counted

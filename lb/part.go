@@ -209,11 +209,14 @@ func (sc *scope) frame(rev uint64) Table {
 		}
 	}
 	t.Links = append(t.Links, l.Links...)
+	t.Tunnels = slices.Clone(l.Links)
 	t.Masquerade, t.Cluster, t.Local = maximal(t.Masquerade), maximal(l.ClusterPrefixes), maximal(sc.own)
 	slices.SortStableFunc(t.Bridges, func(a, b Bridge) int { return strings.Compare(a.Name, b.Name) })
 	t.Bridges = slices.CompactFunc(t.Bridges, func(a, b Bridge) bool { return a.Name == b.Name })
 	slices.Sort(t.Links)
 	t.Links = slices.Compact(t.Links)
+	slices.Sort(t.Tunnels)
+	t.Tunnels = slices.Compact(t.Tunnels)
 	slices.SortFunc(t.Addrs, netip.Addr.Compare)
 	return t
 }

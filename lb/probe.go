@@ -75,6 +75,6 @@ func probe() error {
 		t.Masquerade, t.Cluster, t.Local = append(t.Masquerade, prefix), append(t.Cluster, prefix), append(t.Local, prefix)
 		t.LocalBackends = append(t.LocalBackends, LocalBackend{Target: Target{pod.Addr(), TCP, 80}, MAC: [6]byte{2}})
 	}
-	t.Bridges = []Bridge{bridge}
+	t.Bridges, t.Tunnels = []Bridge{bridge}, []string{"nv-probe"}
 	return k.Apply(diffObserved(k, nil, arrange(t, slotsObserved(nil)).Ruleset()))
 }

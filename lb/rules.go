@@ -78,7 +78,7 @@ func (t *Table) chains() []Chain {
 	}
 	dispatch := []Rule{jump("dispatch"), {MatchIPv6{}, Do{"jump", "dispatch6"}}}
 	fromInternal, toInternal := MatchSet{Fields: []Field{iif}, Set: "internal"}, MatchSet{Fields: []Field{oif}, Set: "internal"}
-	forward := []Rule{{MatchSet{Fields: []Field{iif, oif}, Set: "switched"}, accept}}
+	forward := []Rule{clampRule(), {MatchSet{Fields: []Field{iif, oif}, Set: "switched"}, accept}}
 	post := []Rule{{MatchDNAT{}, Do{"jump", "translated"}}}
 	for _, v := range versions {
 		outside := MatchSet{Fields: []Field{v.saddr(), v.daddr()}, Not: true, Set: v.name("inside")}

@@ -44,6 +44,10 @@ func (t *Table) smallSets() []Set {
 	for _, l := range t.Links {
 		links.add(key(nil).ifname(l), "")
 	}
+	tunnels := Set{Name: "tunnels", Decl: "type ifname", Key: []Kind{KindIfname}}
+	for _, l := range t.Tunnels {
+		tunnels.add(key(nil).ifname(l), "")
+	}
 	internal := Set{Name: "internal", Decl: "type ifname", Key: []Kind{KindIfname}}
 	switched := Set{Name: "switched", Decl: "type ifname . ifname", Key: []Kind{KindIfname, KindIfname}}
 	for _, b := range t.Bridges {
@@ -52,7 +56,7 @@ func (t *Table) smallSets() []Set {
 			switched.add(key(nil).ifname(b.Name).ifname(b.Name), "")
 		}
 	}
-	sets := append(publishSets(t.Publishes), l4, links, internal, switched)
+	sets := append(publishSets(t.Publishes), l4, links, tunnels, internal, switched)
 	for _, v := range versions {
 		sets = append(sets, t.addrSets(v)...)
 	}

@@ -86,6 +86,7 @@ type Table struct {
 	Bridges       []Bridge
 	routes        []Bridge // what is behind which bridge, for Trace
 	Links         []string // devices of ours, bridges included
+	Tunnels       []string // those of them that are no bridges
 	Addrs         []netip.Addr
 	// Networks are all that this node knows, with the names of their peers.
 	Networks []NetworkInfo

@@ -28,6 +28,7 @@ type Verdict struct {
 	DNAT       bool // Target is not where the packet was sent to
 	Masquerade bool
 	Notrack    bool
+	Clamp      bool // its maximum segment size is lowered to what the way allows
 	// Lift is the MAC that a bridged packet is sent to instead of its
 	// neighbour's; empty: it is switched as usual.
 	Lift string
@@ -64,6 +65,9 @@ func (v Verdict) String() string {
 	}
 	if v.Notrack {
 		b.WriteString(" notrack")
+	}
+	if v.Clamp {
+		b.WriteString(" clamp")
 	}
 	if v.Lift != "" {
 		b.WriteString(" lift " + v.Lift)
@@ -202,6 +206,12 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 			if !t.is(V6) {
 				return "", ""
 			}
+		case MatchSyn:
+			if t.p.Proto != TCP {
+				return "", ""
+			}
+		case ClampMSS:
+			t.v.Clamp = true
 		case MatchState, MatchNeighbour: // packets are the first of a flow
 			return "", ""
 		case MatchUnicast: // so are all packets here
