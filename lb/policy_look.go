@@ -2,6 +2,7 @@ package lb
 
 import (
 	"net/netip"
+
 	"nodenet/state"
 )
 
