@@ -215,6 +215,9 @@ initial-interval 1;
 		}
 		defer func() { cmd.Process.Kill(); cmd.Wait(); t.Logf("dhclient:\n%s", out.String()) }()
 		waitFile(t, events, want)
+		// It saves its lease after the script has agreed to it.
+		addr, _, _ := strings.Cut(want[strings.Index(want, "ip=")+len("ip="):], " ")
+		waitFile(t, filepath.Join(dir, "leases"), "  fixed-address "+addr+";")
 	}
 	const params = " ip=192.0.2.10 mask=255.255.255.0 router=192.0.2.1 dns=192.0.2.53 domain=default.svc.cluster.local " +
 		"search=default.svc.cluster.local. cluster.local. routes=0 192 0 2 1 lease=3600"
