@@ -117,8 +117,11 @@ func (w *watch) read() {
 func (w *watch) commit(t touch, ours bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.newest == 0 {
+	switch {
+	case w.newest == 0, later(t.gen, w.newest+1): // those between were not told
 		w.since = t.gen - 1
+	case !later(t.gen, w.newest): // told late, see skip
+		return
 	}
 	w.newest = t.gen
 	if ours {
@@ -135,6 +138,42 @@ func (w *watch) lose() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.newest, w.touched = 0, nil
+	w.tell()
+}
+
+// leave ends the subscription until join, and reports whether it did: while
+// nobody listens the kernel makes no messages. It makes one for each element,
+// in a buffer of a page that lives until the transaction is complete.
+func (w *watch) leave() bool {
+	return w != nil && w.member(unix.NETLINK_DROP_MEMBERSHIP) == nil
+}
+
+// join subscribes again. What happened meanwhile is not known, unless skip
+// says it. After an error nothing is known any more.
+func (w *watch) join() error { return w.member(unix.NETLINK_ADD_MEMBERSHIP) }
+
+func (w *watch) member(option int) error {
+	c, err := w.f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("watch nftables: %w", err)
+	}
+	var set error
+	if err := c.Control(func(fd uintptr) {
+		set = unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, option, groupNFTables)
+	}); err != nil {
+		return fmt.Errorf("watch nftables: %w", err)
+	}
+	return set
+}
+
+// skip notes that all transactions up to g that were not told are our own.
+func (w *watch) skip(g uint32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.newest == 0 {
+		w.since = g
+	}
+	w.newest = g
 	w.tell()
 }
 

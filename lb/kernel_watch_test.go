@@ -67,6 +67,14 @@ func sortedTables(s string) string {
 type counting struct {
 	Kernel
 	lists, shapes int
+	before        func() // each transaction
+}
+
+func (c *counting) Apply(o Ops) error {
+	if c.before != nil {
+		c.before()
+	}
+	return c.Kernel.Apply(o)
 }
 
 func (c *counting) Observe(elements bool) ([]Observed, error) {
@@ -78,23 +86,33 @@ func (c *counting) Observe(elements bool) ([]Observed, error) {
 	return c.Kernel.Observe(elements)
 }
 
-// TestWatchKnowsWhoseChange: other people's transactions and our own cause no
-// listing at all, those on our elements cause one.
-func TestWatchKnowsWhoseChange(t *testing.T) {
-	s := newSpace(t)
-	k := &counting{Kernel: s.kernel()}
+// watched is an LB that does not run but listens.
+func watched(t *testing.T, s *space, k Kernel) (b *LB, stop func()) {
+	t.Helper()
 	b, err := New(Options{Kernel: k, Loopback: s})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.loop.close()
 	s.do(func() { b.watch, err = openWatch() })
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan struct{})
 	go func() { b.watch.read(); close(ended) }()
-	defer func() { b.watch.close(); <-ended }()
+	return b, func() {
+		b.watch.close()
+		<-ended
+		b.loop.close()
+	}
+}
+
+// TestWatchKnowsWhoseChange: other people's transactions and our own cause no
+// listing at all, those on our elements cause one.
+func TestWatchKnowsWhoseChange(t *testing.T) {
+	s := newSpace(t)
+	k := &counting{Kernel: s.kernel()}
+	b, stop := watched(t, s, k)
+	defer stop()
 	set := func() {
 		t.Helper()
 		v := testView()
@@ -139,6 +157,82 @@ func TestWatchKnowsWhoseChange(t *testing.T) {
 	eventually(t, "told", func() bool { g, err := k.Generation(); return err == nil && b.watch.upTo(g) })
 	b.watch.lose()
 	look("a loss", false, 1, 1)
+}
+
+// TestWatchLeaves: a large transaction of ours is not told, and is known to be
+// ours all the same; what somebody else does at that moment is noticed.
+func TestWatchLeaves(t *testing.T) {
+	for name, slip := range map[string]bool{"alone": false, "with somebody else": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newSpace(t)
+			k := &counting{Kernel: s.kernel()}
+			if slip {
+				k.before = func() {
+					s.nft("add table inet nodenet\ndelete table inet nodenet\n", "-f", "-")
+				}
+			}
+			b, stop := watched(t, s, k)
+			defer stop()
+			w := &wish{benchView(30), testLocal()}
+			if err := b.apply(w); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(b.watch.touched); n != 0 {
+				t.Errorf("%d transactions on our tables were told", n)
+			}
+			k.lists = 0
+			if got := b.intact(); got == slip || k.lists != 0 {
+				t.Errorf("intact %t after %d listings, want %t after none", got, k.lists, !slip)
+			}
+			if slip {
+				return
+			}
+			s.nft("delete element inet nodenet vips { 10.97.0.3 }\n", "-f", "-")
+			if b.intact() {
+				t.Error("an element of ours that somebody deletes afterwards is not noticed")
+			}
+		})
+	}
+}
+
+// TestWatchGaps: generations as they are told, with those that are known.
+func TestWatchGaps(t *testing.T) {
+	type step struct {
+		gen  uint32
+		ours bool
+		skip bool // not told, our own
+	}
+	tests := map[string]struct {
+		told     []step
+		from, to uint32
+		known    bool
+		touched  int
+	}{
+		"all told":              {told: []step{{gen: 5}, {gen: 6, ours: true}, {gen: 7}}, from: 4, to: 7, known: true, touched: 1},
+		"before the first":      {told: []step{{gen: 5}}, from: 3, to: 5},
+		"one not told":          {told: []step{{gen: 5}, {gen: 7}}, from: 5, to: 7},
+		"after one not told":    {told: []step{{gen: 5}, {gen: 7}, {gen: 8}}, from: 6, to: 8, known: true},
+		"skipped":               {told: []step{{gen: 5}, {gen: 6, skip: true}, {gen: 7}}, from: 4, to: 7, known: true},
+		"skipped first":         {told: []step{{gen: 6, skip: true}, {gen: 7, ours: true}}, from: 6, to: 7, known: true, touched: 1},
+		"told late":             {told: []step{{gen: 5}, {gen: 7, skip: true}, {gen: 6, ours: true}, {gen: 8}}, from: 7, to: 8, known: true},
+		"around the end of all": {told: []step{{gen: ^uint32(0)}, {gen: 1}, {gen: 2, ours: true}}, from: 1, to: 2, known: true, touched: 1},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWatch(nil)
+			for _, s := range tt.told {
+				if s.skip {
+					w.skip(s.gen)
+				} else {
+					w.commit(touch{gen: s.gen}, s.ours)
+				}
+			}
+			list, known := w.between(tt.from, tt.to)
+			if known != tt.known || len(list) != tt.touched {
+				t.Errorf("known %t, %d touched us; want %t, %d", known, len(list), tt.known, tt.touched)
+			}
+		})
+	}
 }
 
 // TestWatchEnds: without traffic the reader ends when the watch is closed.

@@ -16,7 +16,8 @@
 // ways to choose a slot) is in its class, and the class leads to another chain.
 //
 // Table bridge nodenet lifts the replies of local backends into the IP stack
-// when the client sits on the same bridge; see README.md.
+// when the client sits on the same bridge; see README.md. Table inet nodenet-hold
+// does nothing but keep NAT alive when somebody flushes all rules.
 //
 // What the kernel has is kept as a book, service by service, so that a change
 // costs what changed; at the start, and when networks change, everything is
@@ -76,6 +77,7 @@ type LB struct {
 	loop   *loopback
 	opened bool   // the kernel handle is ours to close
 	watch  *watch // nil: changes are noticed by polling
+	hold   *hold  // nil: `flush ruleset` stops translation for a moment
 
 	mu        sync.Mutex
 	desired   *wish
@@ -93,6 +95,7 @@ type LB struct {
 }
 
 const (
+	manyOps    = 256                    // in one transaction: see transact
 	pollEvery  = 500 * time.Millisecond // how soon a foreign change is noticed
 	tickEvery  = 30 * time.Second
 	checkEvery = 10 * time.Minute // how often the book is compared with one from scratch
@@ -116,6 +119,9 @@ func New(o Options) (*LB, error) {
 		b.opt.Kernel, b.opened = k, true
 		if b.watch, err = openWatch(); err != nil {
 			b.log.Warn("changes of single nftables elements from outside will not be noticed", "err", err)
+		}
+		if b.hold, err = openHold(); err != nil {
+			b.log.Debug("translated TCP flows may be reset when somebody flushes all rules", "err", err)
 		}
 	}
 	m, err := newMetrics(o.Registry)
@@ -147,6 +153,7 @@ func (b *LB) Run(ctx context.Context) error {
 	defer b.loop.close()
 	if b.opened {
 		defer b.opt.Kernel.Close()
+		defer b.hold.close()
 	}
 	if b.watch != nil {
 		var reading sync.WaitGroup
@@ -289,6 +296,15 @@ func (b *LB) apply(w *wish) error {
 			b.book = nil
 		}
 	}
+	before := b.expected
+	if b.book == nil {
+		// Before the tables are listed: who changes them later is noticed.
+		g, err := k.Generation()
+		if err != nil {
+			return fmt.Errorf("read the ruleset's generation: %w", err)
+		}
+		before = g
+	}
 	now, ops, stale, err := b.plan(w)
 	if err != nil {
 		return err
@@ -298,24 +314,14 @@ func (b *LB) apply(w *wish) error {
 	b.mu.Unlock()
 	switch {
 	case !ops.Empty():
-		before := b.expected
-		if b.book == nil {
-			if before, err = k.Generation(); err != nil {
-				return fmt.Errorf("read the ruleset's generation: %w", err)
-			}
-		}
-		if err := k.Apply(ops); err != nil {
+		if err := b.transact(before, ops); err != nil {
 			b.m.applies.WithLabelValues("error").Inc()
 			return fmt.Errorf("program nftables (%d operations): %w", ops.Count(), err)
 		}
 		b.expected = before + 1
 		b.watch.forget(before)
 	case b.book == nil:
-		g, err := k.Generation()
-		if err != nil {
-			return fmt.Errorf("read the ruleset's generation: %w", err)
-		}
-		b.expected = g
+		b.expected = before
 	}
 	took := time.Since(start)
 	b.forget(stale, w.l.NodeAddrs)
@@ -338,6 +344,27 @@ func (b *LB) apply(w *wish) error {
 	}
 	b.mu.Unlock()
 	return nil
+}
+
+// transact performs ops on the ruleset of generation before. Where the
+// messages about them would cost more than to ask afterwards, it does not
+// listen meanwhile.
+func (b *LB) transact(before uint32, ops Ops) error {
+	if ops.Count() < manyOps || !b.watch.leave() {
+		return b.opt.Kernel.Apply(ops)
+	}
+	err := b.opt.Kernel.Apply(ops)
+	if err := b.watch.join(); err != nil {
+		b.log.Warn("changes of nftables from outside are noticed late", "err", err)
+	}
+	// The kernel counts a transaction before it tells of it: whoever came
+	// between us has been counted, though half of it may have been told.
+	if g, gerr := b.opt.Kernel.Generation(); err == nil && gerr == nil && g == before+1 {
+		b.watch.skip(g)
+	} else {
+		b.watch.lose()
+	}
+	return err
 }
 
 // plan returns the book of w, the transaction that leads there and what says

@@ -71,6 +71,9 @@ sysctl -qw net.ipv4.conf.br0.rp_filter=1`)
 		if cmp.Equal(kernels[i-1], kernel(t, s, node)) {
 			t.Errorf("%s: the daemon has left nothing: its data path must stay when it stops", node)
 		}
+		if out := s.Shell(node, "nft list tables"); strings.Contains(out, "nodenet-hold") {
+			t.Errorf("%s: without a daemon there is:\n%s", node, out)
+		}
 		s.Run(node, cleanup(s, i))
 		if d := cmp.Diff(kernels[i-1], kernel(t, s, node)); d != "" {
 			t.Errorf("%s: cleanup (-before +after):\n%s", node, d)
