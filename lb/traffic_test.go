@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // calls tries one thing until every wanted answer was seen and fails on any
@@ -178,6 +180,10 @@ func TestRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tables := func() string { // with handles, which a rule made anew does not keep
+		return tp.node.nft("", "-a", "list", "table", "inet", TableName) + tp.node.nft("", "-a", "list", "table", "bridge", TableName)
+	}
+	was := tables()
 	tp.halt()
 	calls(t, tp.outer, "tcp", "10.96.0.21:80", "w1 192.0.2.1")
 	tp.start(testView())
@@ -185,8 +191,12 @@ func TestRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if before != after {
-		t.Errorf("%d transactions for the same table", after-before)
+	// The table that is held makes one.
+	if n := after - before; n > 1 {
+		t.Errorf("%d transactions for the same table", n)
+	}
+	if diff := cmp.Diff(was, tables()); diff != "" {
+		t.Errorf("the restart touched our tables (-before +after):\n%s", diff)
 	}
 	calls(t, tp.node, "tcp", "127.0.0.1:8080", "w1 10.244.0.1")
 }
