@@ -18,7 +18,9 @@ import (
 // noticed without listing any.
 //
 // A transaction is known by the generation of the ruleset that it made. Ours
-// are told like everybody's: who reads knows which generations are its own.
+// are told like everybody's until the first that touched our tables was read;
+// from then on the kernel keeps them back, see deaf. Who asks knows which
+// generations are its own.
 // All methods are safe for concurrent use; a nil watch knows nothing.
 type watch struct {
 	f    *os.File
@@ -83,7 +85,7 @@ func (w *watch) signal() <-chan struct{} {
 func (w *watch) read() {
 	buf := make([]byte, 1<<17)
 	var t touch
-	var ours bool
+	var ours, filtered bool
 	for {
 		n, err := w.f.Read(buf)
 		switch {
@@ -99,8 +101,14 @@ func (w *watch) read() {
 		for m := range messages(buf[:n]) {
 			switch m.kind {
 			case unix.NFT_MSG_NEWGEN:
-				t.gen, t.by = generation(m.attrs)
+				var thread uint32
+				t.gen, thread, t.by = generation(m.attrs)
 				w.commit(t, ours)
+				if ours && !filtered && isOwn(thread) {
+					// Without the filter it costs more, and all is known.
+					_ = w.deaf(m.port)
+					filtered = true
+				}
 				t, ours = touch{}, false
 			case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
 				if m.ours() {
@@ -249,6 +257,7 @@ func later(a, b uint32) bool { return int32(a-b) > 0 }
 // message is one of the kernel's about nftables.
 type message struct {
 	kind  uint16
+	port  uint32 // netlink port of who did what it tells
 	attrs []byte
 }
 
@@ -274,7 +283,7 @@ func messages(b []byte) func(func(message) bool) {
 				return
 			}
 			kind := binary.NativeEndian.Uint16(b[4:])
-			if kind>>8 == unix.NFNL_SUBSYS_NFTABLES && !yield(message{kind & 0xff, b[head:size]}) {
+			if kind>>8 == unix.NFNL_SUBSYS_NFTABLES && !yield(message{kind & 0xff, binary.NativeEndian.Uint32(b[12:]), b[head:size]}) {
 				return
 			}
 			b = b[min(len(b), (size+3)&^3):]
@@ -294,15 +303,18 @@ func attributes(b []byte) func(func(uint16, []byte) bool) {
 	}
 }
 
-// generation reads the message that ends a transaction.
-func generation(attrs []byte) (gen uint32, by string) {
+// generation reads the message that ends a transaction: the generation that it
+// made, and the thread and the name of who asked for it.
+func generation(attrs []byte) (gen, thread uint32, by string) {
 	for kind, v := range attributes(attrs) {
 		switch {
 		case kind == unix.NFTA_GEN_ID && len(v) == 4:
 			gen = binary.BigEndian.Uint32(v)
+		case kind == unix.NFTA_GEN_PROC_PID && len(v) == 4:
+			thread = binary.BigEndian.Uint32(v)
 		case kind == unix.NFTA_GEN_PROC_NAME && len(v) > 0:
 			by = string(v[:len(v)-1])
 		}
 	}
-	return gen, by
+	return gen, thread, by
 }

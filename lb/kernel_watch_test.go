@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -157,6 +158,55 @@ func TestWatchKnowsWhoseChange(t *testing.T) {
 	eventually(t, "told", func() bool { g, err := k.Generation(); return err == nil && b.watch.upTo(g) })
 	b.watch.lose()
 	look("a loss", false, 1, 1)
+}
+
+// TestWatchIsDeafToUs: of our own transactions the first alone is told.
+func TestWatchIsDeafToUs(t *testing.T) {
+	s := newSpace(t)
+	k := &counting{Kernel: s.kernel()}
+	b, stop := watched(t, s, k)
+	defer stop()
+	told := func() {
+		t.Helper()
+		s.nft("", "add", "table", "inet", "other") // the last there is, of somebody else
+		g, err := k.Generation()
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "told", func() bool { return !b.watch.upTo(g - 1) })
+	}
+	for i, want := range []int{1, 0, 0} { // the second is told if it comes before the filter
+		l := testLocal()
+		l.Links = append(l.Links, fmt.Sprint("nv-", i))
+		if err := b.apply(&wish{testView(), l}); err != nil {
+			t.Fatal(err)
+		}
+		gen := b.expected
+		told()
+		b.watch.mu.Lock()
+		got := 0
+		for _, x := range b.watch.touched {
+			if x.gen == gen {
+				got++
+			}
+		}
+		b.watch.mu.Unlock()
+		if got != want {
+			t.Errorf("transaction %d was told %d times, want %d", i, got, want)
+		}
+		k.lists, k.shapes = 0, 0
+		if !b.intact() || k.lists+k.shapes > 0 {
+			t.Errorf("after transaction %d: not intact, or listed to know it", i)
+		}
+		s.nft("", "delete", "table", "inet", "other")
+		if !b.intact() {
+			t.Errorf("after transaction %d: not intact", i)
+		}
+	}
+	s.nft("delete element inet nodenet vips { 10.96.0.20 }\n", "-f", "-")
+	if b.intact() {
+		t.Error("what somebody else does to our elements is not told")
+	}
 }
 
 // TestWatchLeaves: a large transaction of ours is not told, and is known to be
