@@ -10,8 +10,8 @@ import (
 )
 
 // deaf lets the kernel drop messages about what the netlink port of our own
-// transactions did, before they are queued: each costs about as much as the
-// element that it tells of. (The kernel puts the sender's port into the
+// transactions did, before they are queued and wake the reader. It builds them
+// all the same. (The kernel puts the sender's port into the
 // header: nlmsg_pid, include/net/netfilter/nf_tables.h, nft_ctx.)
 func (w *watch) deaf(port uint32) error {
 	prog, err := bpf.Assemble(dropPort(port))
