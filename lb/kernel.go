@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -139,11 +140,9 @@ func (k *kernel) observe(f string, t *nftables.Table, elements bool) (Observed, 
 		if !elements {
 			continue
 		}
-		els, err := k.conn.GetSetElements(s)
-		if err != nil {
+		if o.Elems[s.Name], err = k.elements(s); err != nil {
 			return o, fmt.Errorf("list set %s %s %s: %w", f, TableName, s.Name, explain(err))
 		}
-		o.Elems[s.Name] = fromKernel(s, els)
 	}
 	chains, err := k.conn.ListChainsOfTableFamily(t.Family)
 	if err != nil {
@@ -165,6 +164,36 @@ func (k *kernel) observe(f string, t *nftables.Table, elements bool) (Observed, 
 		}
 	}
 	return o, nil
+}
+
+// elements lists a set. The kernel hands out a hash set in parts, and finds
+// the place to go on at by counting; when the hash grows or shrinks between
+// two parts, as it does in the milliseconds after many changes, the order is
+// another, and what was counted wrongly is missing. As many then came twice,
+// and by those we see it (nft_rhash_walk; the dump is not flagged for it).
+func (k *kernel) elements(s *nftables.Set) ([]Elem, error) {
+	for try := range 10 {
+		els, err := k.conn.GetSetElements(s)
+		if err != nil {
+			return nil, err
+		}
+		if out := fromKernel(s, els); s.Dynamic || !twice(out) {
+			return out, nil
+		}
+		time.Sleep(time.Millisecond << try)
+	}
+	return nil, errors.New("its order changed each time while it was listed")
+}
+
+// twice reports whether an element is in els, which are in order, more than
+// once.
+func twice(els []Elem) bool {
+	for i := range els {
+		if i > 0 && els[i].Key == els[i-1].Key && els[i].End == els[i-1].End {
+			return true
+		}
+	}
+	return false
 }
 
 func (k *kernel) Describe(t TableSpec) Shape {
