@@ -7,7 +7,8 @@ import "net/netip"
 type ServiceSpec struct {
 	Name      string            `json:"name"`
 	Namespace string            `json:"namespace"`
-	VIP       netip.Addr        `json:"vip,omitzero"`
+	VIP       netip.Addr        `json:"vip,omitzero"`  // IPv4; zero: by VIP6 or allocated
+	VIP6      netip.Addr        `json:"vip6,omitzero"` // zero: the one with the offset of the IPv4 one
 	Headless  bool              `json:"headless,omitempty"`
 	External  string            `json:"external,omitempty"`
 	Ports     []ServicePort     `json:"ports"`
@@ -32,6 +33,10 @@ type ServiceSettings struct {
 	Sources           []netip.Prefix `json:"sources,omitempty"`
 	NodePortAddresses []netip.Prefix `json:"nodePortAddresses,omitempty"`
 	HealthPort        uint16         `json:"healthPort,omitempty"`
+	// Families are the IP versions that it is reached by, ipv4 or ipv6; empty:
+	// all that the services have a range of. Both are refused without an IPv6
+	// range, and told as empty.
+	Families []string `json:"families,omitempty"`
 }
 
 // Probe says how a service is checked. Zero fields: the defaults.

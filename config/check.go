@@ -185,20 +185,19 @@ func (p *parser) checkServices() {
 		fix := "write an address of the range, e.g. `dns " + r.Prefix.Addr().Next().String() + "`"
 		p.faults.add(p.where("services", "dns", r.Pos), "services", "dns %s: not a host address of %s, %s", r.DNS, r.Prefix, fix)
 	}
-	vips, nodePorts := map[netip.Addr]string{r.DNS: "the resolver (services dns)"}, map[string]string{}
+	vips, nodePorts := map[netip.Addr]string{}, map[string]string{}
 	for i := range p.cfg.Service {
 		s := &p.cfg.Service[i]
 		title := "service " + s.FullName()
-		if s.VIP.IsValid() {
-			at := p.where(title, "vip", s.Pos)
-			if r.Prefix.IsValid() && !usable(s.VIP, r.Prefix) {
-				p.faults.add(at, title, "vip %s: not a host address of services %s, choose one or leave vip out", s.VIP, r.Prefix)
+		for _, f := range s.CheckIn(&r) {
+			p.faults.add(p.where(title, f.Directive, s.Pos), title, "%s", f.Text)
+		}
+		for _, v := range s.vips(&r) {
+			if other, dup := vips[v.addr]; dup && other != title {
+				p.faults.add(p.where(title, "vip", s.Pos), title, "vip %s: is that of %s, choose another", v, other)
+				break
 			}
-			if other, dup := vips[s.VIP]; dup {
-				p.faults.add(at, title, "vip %s: is that of %s, choose another", s.VIP, other)
-			} else {
-				vips[s.VIP] = title
-			}
+			vips[v.addr] = title
 		}
 		for _, sp := range s.Ports {
 			if sp.NodePort == 0 {

@@ -111,7 +111,9 @@ func (r PortRange) Contains(p uint16) bool { return r.First <= p && p <= r.Last 
 type Service struct {
 	Namespace string // default "default"
 	Name      string
-	VIP       netip.Addr
+	VIP       netip.Addr    // zero: by VIP6 or allocated
+	VIP6      netip.Addr    // zero: the one with the offset of the IPv4 one
+	Families  []string      // IPv4, IPv6 or both, in this order; empty: what the service range has
 	Ports     []ServicePort // `port [NAME] PORT[-LAST][:TARGET][/PROTO] [nodeport PORT]`
 	Select    map[string]string
 	Backends  []Backend // `backend ADDR[:PORT]... [weight N]`

@@ -181,10 +181,10 @@ func (p *parser) completeNetwork(n *Network, title string) {
 	}
 }
 
-// usable reports whether a lies in p and is neither its first nor its last
-// address.
+// usable reports whether a lies in p and is neither its first nor, in IPv4, its
+// last address.
 func usable(a netip.Addr, p netip.Prefix) bool {
-	return p.Contains(a) && a != p.Addr() && a != last(p)
+	return p.Contains(a) && a != p.Addr() && (a.Is6() || a != last(p))
 }
 
 // last returns the last (broadcast) address of an IPv4 prefix.

@@ -212,9 +212,14 @@ func (w *printer) services(s *ServiceRange) {
 
 func (w *printer) service(s *Service) {
 	w.open("service", s.FullName())
-	w.opt("vip", valid(s.VIP))
-	if s.Headless {
+	switch {
+	case s.Headless:
 		w.line("vip", "none")
+	case s.VIP.IsValid() || s.VIP6.IsValid():
+		w.line(append([]string{"vip"}, strings.Fields(vipText(s.VIP, s.VIP6))...)...)
+	}
+	if len(s.Families) > 0 {
+		w.line(append([]string{"families"}, s.Families...)...)
 	}
 	for _, p := range s.Ports {
 		words := []string{"port"}

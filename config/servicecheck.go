@@ -33,6 +33,7 @@ func (s *Service) Check() []ServiceFault {
 		c.wrong("", "no port, add `port NUMBER`, or `vip none` for addresses in DNS alone")
 	}
 	c.ports()
+	c.families()
 	c.outside()
 	c.words()
 	if s.Probe != nil {
@@ -52,7 +53,7 @@ func (c *serviceCheck) wrong(directive, format string, args ...any) {
 
 func (c *serviceCheck) external() {
 	s := c.s
-	if s.VIP.IsValid() || s.Headless || len(s.Ports)+len(s.Select)+len(s.Backends) > 0 || s.NodePorts || s.Probe != nil ||
+	if s.VIP.IsValid() || s.VIP6.IsValid() || len(s.Families) > 0 || s.Headless || len(s.Ports)+len(s.Select)+len(s.Backends) > 0 || s.NodePorts || s.Probe != nil ||
 		s.SlowStart != 0 || len(s.vipOnly()) > 0 {
 		c.wrong("external", "external is a name in DNS only, remove the other directives")
 	}
@@ -79,8 +80,8 @@ func (s *Service) vipOnly() (names []string) {
 }
 
 func (c *serviceCheck) headless() {
-	if c.s.VIP.IsValid() {
-		c.wrong("vip", "a headless service has no VIP, remove %s", c.s.VIP)
+	if c.s.VIP.IsValid() || c.s.VIP6.IsValid() {
+		c.wrong("vip", "a headless service has no VIP, remove %s", vipText(c.s.VIP, c.s.VIP6))
 	}
 	if c.s.NodePorts {
 		c.wrong("nodeport", "nodeport needs a VIP, remove `vip none` or nodeport")

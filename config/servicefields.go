@@ -25,10 +25,12 @@ func (p *parser) serviceFields(title string, s *Service) []field {
 func (p *parser) addressFields(title string, s *Service) []field {
 	ports, given := map[string]bool{}, map[netip.AddrPort]bool{}
 	return []field{
-		{name: "vip", usage: "ADDR|none", min: 1, max: 1, set: func(d Directive) (err error) {
-			if s.Headless = d.Args[0] == "none"; !s.Headless {
-				s.VIP, err = addr4(d.Args[0])
-			}
+		{name: "vip", usage: "ADDR [ADDR6]|none", min: 1, max: 2, set: func(d Directive) (err error) {
+			s.VIP, s.VIP6, s.Headless, err = ParseVIPs(d.Args)
+			return err
+		}},
+		{name: "families", usage: "ipv4 ipv6", min: 1, max: 2, set: func(d Directive) (err error) {
+			s.Families, err = ParseFamilies(d.Args)
 			return err
 		}},
 		{name: "port", usage: "[NAME] PORT[-LAST][:TARGET][/PROTO] [nodeport PORT]", min: 1, max: 4, repeat: true, set: func(d Directive) error {

@@ -234,7 +234,7 @@ func (b *sources) serviceName(s *state.ServiceView, name string, first bool) {
 		if _, ok := wire.IsDomainName(target); ok {
 			b.record(name, layerDerived, wire.TypeCNAME, nameData(target))
 		}
-	case !s.Headless && s.VIP.IsValid():
+	case !s.Headless && (s.VIP.IsValid() || s.VIP6.IsValid()):
 		b.address(name, layerDerived, s.VIP)
 		b.address(name, layerDerived, s.VIP6)
 		for _, p := range s.Ports {
@@ -244,9 +244,10 @@ func (b *sources) serviceName(s *state.ServiceView, name string, first bool) {
 			}
 		}
 		if first {
-			b.pointer(s.VIP, layerDerived, name)
-			if s.VIP6.IsValid() {
-				b.pointer(s.VIP6, layerDerived, name)
+			for _, a := range []netip.Addr{s.VIP, s.VIP6} {
+				if a.IsValid() {
+					b.pointer(a, layerDerived, name)
+				}
 			}
 		}
 	case !s.Headless:

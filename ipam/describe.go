@@ -272,10 +272,17 @@ func (e *Explanation) explainEndpoints(sn *state.Snapshot, now time.Time) {
 }
 
 func (e *Explanation) explainService(sn *state.Snapshot, services Spec) {
+	v4, v6 := sn.ServiceRanges()
 	for rec, s := range state.All[state.Service](sn) {
-		if s.VIP == e.Addr {
-			e.Holders = append(e.Holders, Holder{What: "VIP", Name: s.Name + "." + s.Namespace, Node: rec.ID.Owner, Record: &rec, Detail: "given by its " + s.Source})
+		h := Holder{What: "VIP", Name: s.Name + "." + s.Namespace, Node: rec.ID.Owner, Record: &rec, Detail: "given by its " + s.Source}
+		switch e.Addr {
+		case s.VIP:
+		case state.Untwin(v4, v6, s.VIP6):
+			h.Detail = "given as " + s.VIP6.String() + " by its " + s.Source
+		default:
+			continue
 		}
+		e.Holders = append(e.Holders, h)
 	}
 	for rec, v := range state.All[state.VIP](sn) {
 		if v.Addr == e.Addr {

@@ -214,9 +214,12 @@ func (w *yield) services() {
 		}
 		holders[c][key] = true
 	}
+	v4, v6 := w.sn.ServiceRanges()
 	for _, s := range state.All[state.Service](w.sn) {
-		if s.VIP.IsValid() {
-			note(claim{addr: s.VIP}, s.Key())
+		for _, a := range []netip.Addr{s.VIP, state.Untwin(v4, v6, s.VIP6)} {
+			if a.IsValid() {
+				note(claim{addr: a}, s.Key())
+			}
 		}
 		for _, p := range s.Ports {
 			if p.NodePort != 0 {

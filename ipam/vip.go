@@ -138,12 +138,16 @@ func pick(set []span, start netip.Addr, free func(netip.Addr) bool) (netip.Addr,
 	return netip.Addr{}, false
 }
 
-// usedVIPs returns who holds which VIP: given in a service or allocated.
+// usedVIPs returns who holds which VIP: given in a service or allocated. One
+// whose IPv6 address a service names is held too: it has the same offset.
 func usedVIPs(sn *state.Snapshot) map[netip.Addr]string {
 	used := map[netip.Addr]string{}
+	v4, v6 := sn.ServiceRanges()
 	for _, s := range state.All[state.Service](sn) {
-		if s.VIP.IsValid() {
-			used[s.VIP] = s.Key()
+		for _, a := range []netip.Addr{s.VIP, state.Untwin(v4, v6, s.VIP6)} {
+			if a.IsValid() {
+				used[a] = s.Key()
+			}
 		}
 	}
 	for rec, v := range state.All[state.VIP](sn) {

@@ -37,7 +37,7 @@ func (sc *scope) service(v *state.View, s *state.ServiceView) *part {
 		}
 	}
 	for _, a := range s.Addresses {
-		if sc.external(d.part, s, a) && !slices.Contains(d.externals, a) {
+		if s.Serves(a) && sc.external(d.part, s, a) && !slices.Contains(d.externals, a) {
 			d.externals = append(d.externals, a)
 		}
 	}
@@ -160,7 +160,7 @@ func (d *derivation) single(i int, proto uint8, offset uint16) {
 				d.services = append(d.services, d.outside(base, a, m, &said))
 			}
 		}
-		if nodePort != 0 && (v == V4 || len(m.candidates) > 0) {
+		if nodePort != 0 && d.serves(v) && (v == V4 || len(m.candidates) > 0) {
 			base.Port = nodePort
 			d.nodePorts = append(d.nodePorts, d.outside(base, anyOf(v), m, &said))
 		}
@@ -190,6 +190,11 @@ func (d *derivation) span(i int, proto uint8) {
 			}
 		}
 	}
+}
+
+// serves reports whether the service is to be reached by a version.
+func (d *derivation) serves(v Version) bool {
+	return [...]bool{V4: d.s.Serves4(), V6: d.s.Serves6()}[v]
 }
 
 // said keeps one port from saying the same for each of its addresses.

@@ -58,6 +58,8 @@ func (n *Node) changeBackend(ctx context.Context, q api.BackendChange) (*api.Ser
 			return nil, noService(q.Service)
 		case s.External != "":
 			return nil, invalid("service %s is a name for %s, it has no backends", s.FullName(), s.External)
+		case !q.Remove && !s.Serves(addr.Addr()):
+			return nil, invalid("backend %s: service %s has %s alone: add a backend of that IP version, or make the service again with both families", q.Backend, s.FullName(), s.Families)
 		}
 		b := state.Backend{Namespace: s.Namespace, Service: s.Name, Addr: addr.Addr(), Port: addr.Port(), Weight: q.Weight}
 		if !q.Remove {

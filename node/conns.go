@@ -98,13 +98,13 @@ func serves(s *state.ServiceView, p *state.ServicePort, f overlay.Connection) (s
 		return 0, false
 	}
 	d := f.Dest
-	if p.NodePort != 0 && d.Port() == p.NodePort && d.Addr() != s.VIP {
+	if p.NodePort != 0 && d.Port() == p.NodePort && !s.IsVIP(d.Addr()) {
 		return 0, true
 	}
 	if d.Port() < p.Port || d.Port() > cmp.Or(p.Last, p.Port) {
 		return 0, false
 	}
-	return d.Port() - p.Port, d.Addr() == s.VIP || slices.Contains(s.Addresses, d.Addr())
+	return d.Port() - p.Port, s.IsVIP(d.Addr()) || slices.Contains(s.Addresses, d.Addr())
 }
 
 func protoNumber(name string) uint8 {

@@ -216,14 +216,18 @@ func (n *Node) checkVIPs(ctx context.Context, v *state.View) []api.Check {
 	seen := 0
 	for s := range v.Services() {
 		seen++
-		if !s.VIP.IsValid() || s.Ready() == 0 {
+		vip := s.VIP
+		if !vip.IsValid() {
+			vip = s.VIP6
+		}
+		if !vip.IsValid() || s.Ready() == 0 {
 			continue
 		}
 		for _, p := range s.Ports {
 			if p.Protocol != "tcp" {
 				continue
 			}
-			a := netip.AddrPortFrom(s.VIP, p.Port)
+			a := netip.AddrPortFrom(vip, p.Port)
 			c := api.Check{Name: fmt.Sprintf("service %s.%s", s.Name, s.Namespace), Status: okay, Detail: a.String() + " connects"}
 			limited, cancel := context.WithTimeout(ctx, check.DefaultTimeout)
 			err := check.Probe{Type: state.CheckTCP, Addr: a}.Run(limited)

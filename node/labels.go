@@ -19,6 +19,7 @@ import (
 //	nodenet.io/service=web               the service's name
 //	nodenet.io/service-port=80:http      its ports, PORT[-LAST][:TARGET][/PROTO], by commas or blanks
 //	nodenet.io/service-check=http /up    its check, as the Nodefile has it
+//	nodenet.io/service-families=ipv6     its IP versions, as the Nodefile has them
 //	nodenet.io/weight=3                  this endpoint's share; counts in every service that selects it
 
 // labelService is the service that an endpoint's labels declare; nil: none.
@@ -31,7 +32,7 @@ func labelService(namespace string, labels map[string]string) (*config.Service, 
 	}
 	name, ok := labels[state.LabelService]
 	if !ok {
-		for _, l := range []string{state.LabelServicePort, state.LabelServiceCheck} {
+		for _, l := range []string{state.LabelServicePort, state.LabelServiceCheck, state.LabelServiceFamilies} {
 			if _, ok := labels[l]; ok {
 				return nil, fmt.Errorf("label %s without %s=NAME: add it", l, state.LabelService)
 			}
@@ -47,6 +48,12 @@ func labelService(namespace string, labels map[string]string) (*config.Service, 
 		}
 		s.Ports = append(s.Ports, p)
 	}
+	if text, ok := labels[state.LabelServiceFamilies]; ok {
+		var err error
+		if s.Families, err = config.ParseFamilies(strings.FieldsFunc(text, split)); err != nil {
+			return nil, fmt.Errorf("label %s: %w", state.LabelServiceFamilies, err)
+		}
+	}
 	if words := strings.Fields(labels[state.LabelServiceCheck]); len(words) > 0 {
 		pr, err := config.ParseProbe(words)
 		if err != nil {
@@ -61,6 +68,19 @@ func labelService(namespace string, labels map[string]string) (*config.Service, 
 		return nil, fmt.Errorf("labels of service %s: %s", s.FullName(), f.Text)
 	}
 	return s, nil
+}
+
+// checkLabels says what is wrong with the service that labels declare, on this
+// node too.
+func (n *Node) checkLabels(namespace string, labels map[string]string) error {
+	s, err := labelService(namespace, labels)
+	if err != nil || s == nil {
+		return err
+	}
+	for _, f := range s.CheckIn(&n.cfg.Services) {
+		return fmt.Errorf("labels of service %s: %s", s.FullName(), f.Text)
+	}
+	return nil
 }
 
 // runLabels keeps the services that this node's endpoints declare by labels as

@@ -175,8 +175,9 @@ func (n *Node) tracePolicy(p policyProbe) (policyTrace, error) {
 func policyEnd(v *state.View, word string, port uint16, protocol string) ([]netip.AddrPort, error) {
 	if a, err := netip.ParseAddr(word); err == nil {
 		for s := range v.Services() {
-			if s.VIP == a {
-				return backendsAt(s, port, protocol)
+			if s.IsVIP(a) {
+				all, err := backendsAt(s, port, protocol)
+				return slices.DeleteFunc(all, func(b netip.AddrPort) bool { return b.Addr().Is4() != a.Is4() }), err
 			}
 		}
 		return []netip.AddrPort{netip.AddrPortFrom(a, port)}, nil

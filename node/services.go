@@ -93,8 +93,17 @@ func dropSaid(sn *state.Snapshot, service string) (ops []state.Op) {
 	return ops
 }
 
+// addressesOf are the addresses that a service has by what it names itself.
+func addressesOf(sn *state.Snapshot, s *state.Service) []netip.Addr {
+	v4, v6 := sn.ServiceRanges()
+	a, b := s.AddressesAt(v4, v6, s.Offset(v4, v6))
+	return slices.DeleteFunc([]netip.Addr{a, b}, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
 // checkService refuses what another service has.
 func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
+	v4, v6 := sn.ServiceRanges()
+	mine := addressesOf(sn, &s)
 	for rec, o := range state.All[state.Service](sn) {
 		if o.Key() == s.Key() {
 			if rec.ID.Class == state.Owner {
@@ -102,8 +111,10 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 			}
 			continue
 		}
-		if s.VIP.IsValid() && o.VIP == s.VIP {
-			return &api.Error{Message: fmt.Sprintf("VIP %s belongs to service %s", s.VIP, o.FullName()), Code: api.CodeExists}
+		for _, a := range addressesOf(sn, o) {
+			if slices.Contains(mine, a) {
+				return &api.Error{Message: fmt.Sprintf("VIP %s belongs to service %s: choose another", a, o.FullName()), Code: api.CodeExists}
+			}
 		}
 		for _, p := range s.Ports {
 			for _, q := range o.Ports {
@@ -128,8 +139,8 @@ func (n *Node) checkService(sn *state.Snapshot, s state.Service) error {
 		if rec.ID.Key == s.Key() {
 			continue
 		}
-		if s.VIP.IsValid() && a.Addr == s.VIP {
-			return &api.Error{Message: fmt.Sprintf("VIP %s is allocated to service %s", s.VIP, rec.ID.Key), Code: api.CodeExists}
+		if a.Addr.IsValid() && (a.Addr == s.VIP || a.Addr == state.Untwin(v4, v6, s.VIP6)) {
+			return &api.Error{Message: fmt.Sprintf("VIP %s is allocated to service %s: choose another", a.Addr, rec.ID.Key), Code: api.CodeExists}
 		}
 		for _, p := range s.Ports {
 			if p.NodePort != 0 && slices.Contains(portsOf(a.NodePorts), p.NodePort) {

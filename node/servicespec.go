@@ -22,7 +22,7 @@ const (
 // serviceRecord is the record of a service, whoever declares it.
 func serviceRecord(c *config.Service, source string) state.Service {
 	s := state.Service{
-		Namespace: c.Namespace, Name: c.Name, VIP: c.VIP, Selector: c.Select, Headless: c.Headless,
+		Namespace: c.Namespace, Name: c.Name, VIP: c.VIP, VIP6: c.VIP6, Families: c.Family(), Selector: c.Select, Headless: c.Headless,
 		External: c.External, NodePorts: c.NodePorts, Source: source,
 		SlowStart: c.SlowStart.Milliseconds(), Balance: c.Balance, Affinity: int64(c.Affinity / time.Second),
 		Inside: c.Inside, Outside: c.Outside, Addresses: c.Addresses, Announce: c.Announce,
@@ -59,7 +59,7 @@ func probeIsPlain(p *state.Probe) bool {
 // what services are checked in.
 func serviceConfig(r *api.ServiceSpec) (*config.Service, error) {
 	c := &config.Service{
-		Namespace: cmp.Or(r.Namespace, config.DefaultNamespace), Name: r.Name, VIP: r.VIP, Select: r.Select,
+		Namespace: cmp.Or(r.Namespace, config.DefaultNamespace), Name: r.Name, VIP: r.VIP, VIP6: r.VIP6, Families: r.Families, Select: r.Select,
 		Headless: r.Headless, External: strings.TrimSuffix(r.External, "."), NodePorts: r.NodePorts,
 		SlowStart: time.Duration(r.SlowStartMillis) * time.Millisecond, Balance: without(r.Balance, "random"),
 		Affinity: time.Duration(r.AffinitySeconds) * time.Second, Inside: without(r.Inside, "all"), Outside: without(r.Outside, "all"),
@@ -138,12 +138,8 @@ func (n *Node) faultsOf(c *config.Service) error {
 	for _, f := range c.Check() {
 		texts = append(texts, f.Text)
 	}
-	switch rng := n.cfg.Services; {
-	case !c.VIP.IsValid():
-	case !rng.Prefix.Contains(c.VIP):
-		texts = append(texts, "VIP "+c.VIP.String()+" is outside the service range "+rng.Prefix.String())
-	case c.VIP == rng.DNS:
-		texts = append(texts, "VIP "+c.VIP.String()+" is the resolver's address")
+	for _, f := range c.CheckIn(&n.cfg.Services) {
+		texts = append(texts, f.Text)
 	}
 	for _, p := range c.Ports {
 		if np := n.cfg.Services.NodePorts; p.NodePort != 0 && !np.Contains(p.NodePort) {
@@ -173,6 +169,9 @@ func settingsOf(s *state.Service) api.ServiceSettings {
 	out := api.ServiceSettings{
 		Check: s.Check, SlowStartMillis: s.SlowStart, Balance: s.Balance, AffinitySeconds: s.Affinity, Inside: s.Inside, Outside: s.Outside,
 		Addresses: s.Addresses, Announce: s.Announce, Sources: s.Sources, NodePortAddresses: s.NodeAddrs, HealthPort: s.HealthPort,
+	}
+	if s.Families != "" {
+		out.Families = []string{s.Families}
 	}
 	if p := s.Probe; p != nil {
 		out.Probe = &api.Probe{

@@ -260,9 +260,10 @@ func (n *Node) blockOps(sn *state.Snapshot, nw state.Network) ([]state.Op, error
 func (n *Node) assignVIPs(ctx context.Context) error {
 	sn := n.store.Snapshot()
 	v := sn.View()
+	v4, v6 := sn.ServiceRanges()
 	var errs []error
 	for s := range v.Services() {
-		if !needsVIP(s) || n.assigner(sn, v, s) != n.self {
+		if !needsVIP(s, v4, v6) || n.assigner(sn, v, s) != n.self {
 			continue
 		}
 		if _, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
@@ -319,11 +320,11 @@ func (n *Node) lowestAlive(v *state.View) bool {
 	return true
 }
 
-func needsVIP(s *state.ServiceView) bool {
+func needsVIP(s *state.ServiceView, v4, v6 netip.Prefix) bool {
 	if s.External != "" {
 		return false
 	}
-	if !s.VIP.IsValid() && !s.Service.VIP.IsValid() && !s.Headless {
+	if !s.VIP.IsValid() && !s.VIP6.IsValid() && s.NeedsOffset(v4, v6) {
 		return true
 	}
 	return s.NodePorts && slices.ContainsFunc(s.Ports, func(p state.ServicePort) bool { return p.NodePort == 0 && p.Last == 0 })
@@ -353,7 +354,7 @@ func (n *Node) vipOps(sn *state.Snapshot, s state.Service) ([]state.Op, error) {
 	if s.External != "" {
 		return nil, nil
 	}
-	if !s.VIP.IsValid() && !s.Headless && !vip.Addr.IsValid() {
+	if !vip.Addr.IsValid() && s.NeedsOffset(sn.ServiceRanges()) {
 		a, err := ipam.AllocateVIP(sn, n.self, n.ringID(), n.cfg.Services.Prefix, []netip.Addr{n.cfg.Services.DNS}, netip.Addr{})
 		if err != nil {
 			return nil, err

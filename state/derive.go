@@ -282,7 +282,7 @@ func (d *derivation) conflictsStep() {
 	for _, c := range d.policyConflicts {
 		list = append(list, c.Conflict)
 	}
-	for _, c := range d.vipConflicts {
+	for c := range d.duplicates {
 		list = append(list, c.Conflict)
 	}
 	list = append(list, d.sn.Conflicts()...)
@@ -299,6 +299,15 @@ type keyed struct {
 }
 
 func compareKeyed(a, b keyed) int { return compareKeys(a.namespace, a.name, b.namespace, b.name) }
+
+// conflictOf returns the service's conflict in a list, or nil.
+func conflictOf(list []keyed, namespace, name string) *Conflict {
+	i, found := slices.BinarySearchFunc(list, keyed{namespace: namespace, name: name}, compareKeyed)
+	if !found {
+		return nil
+	}
+	return &list[i].Conflict
+}
 
 // setConflict returns a list with the service's conflict in its place, or
 // without it when c is nil. It never changes the list that it was given.

@@ -19,6 +19,9 @@ const (
 	LabelServicePort = "nodenet.io/service-port"
 	// LabelServiceCheck is its check, as the Nodefile's `check` has it.
 	LabelServiceCheck = "nodenet.io/service-check"
+	// LabelServiceFamilies are its IP versions, as the Nodefile's `families` has
+	// them, separated by commas or blanks.
+	LabelServiceFamilies = "nodenet.io/service-families"
 )
 
 // MaxWeight bounds the weight of a backend.
@@ -52,7 +55,7 @@ func EndpointKey(owner NodeID, id string) string {
 func (d *derivation) backends(sv *ServiceView) {
 	seen := map[netip.AddrPort]bool{}
 	add := func(b BackendOf, port uint16) {
-		if k := netip.AddrPortFrom(b.Addr, port); !seen[k] {
+		if k := netip.AddrPortFrom(b.Addr, port); !seen[k] && sv.Serves(b.Addr) {
 			seen[k] = true
 			sv.Backends = append(sv.Backends, b)
 		}

@@ -109,7 +109,8 @@ func (d *derivation) servicesStep() {
 			d.changed.services = append(d.changed.services, key)
 		}
 	}
-	d.contested = d.contested || !slices.Equal(d.serviceConflicts, d.old.serviceConflicts) || !slices.Equal(d.vipConflicts, d.old.vipConflicts)
+	d.contested = d.contested || !slices.Equal(d.serviceConflicts, d.old.serviceConflicts) || !slices.Equal(d.vipConflicts, d.old.vipConflicts) ||
+		!slices.Equal(d.vip6Conflicts, d.old.vip6Conflicts)
 }
 
 // service resolves one service, with what its declarations disagree on; nil:
@@ -122,12 +123,11 @@ func (d *derivation) service(key string) (*ServiceView, *Conflict) {
 		return nil, nil
 	}
 	s := first.val.(*Service)
-	sv := &ServiceView{Service: *s, VIP: s.VIP}
+	sv := &ServiceView{Service: *s}
 	sv.Ports = slices.Clone(sv.Ports)
+	var allocated netip.Addr
 	if a, ok := Lookup[VIP](d.sn, ID{Class: Cluster, Kind: KindVIP, Key: key}); ok && sv.External == "" {
-		if !sv.VIP.IsValid() && !sv.Headless {
-			sv.VIP = a.Addr
-		}
+		allocated = a.Addr
 		for i := range sv.Ports {
 			p := &sv.Ports[i]
 			if p.NodePort == 0 && sv.NodePorts {
@@ -135,24 +135,9 @@ func (d *derivation) service(key string) (*ServiceView, *Conflict) {
 			}
 		}
 	}
-	if sv.Headless || sv.External != "" {
-		sv.VIP = netip.Addr{}
-	}
-	outside := d.judged.vip(id, &sv.Service, sv.VIP)
-	d.refuse(id, "", outside)
-	if outside != nil {
-		sv.VIP = netip.Addr{}
-	}
-	sv.claim, sv.VIP6 = sv.VIP, d.vipTwin(sv.VIP)
+	d.addresses(sv, allocated)
 	d.backends(sv)
 	return sv, differ
-}
-
-// vipTwin returns the IPv6 address of a service with a VIP, by the ranges of
-// this node; invalid: none.
-func (d *derivation) vipTwin(vip netip.Addr) netip.Addr {
-	both := serviceRanges(d.sn.tables.get(ID{Class: Owner, Kind: KindNode, Owner: d.Self, Key: "self"}))
-	return Twin(both[0], both[1], vip)
 }
 
 // winner returns the declaration of a service that counts, or nil, and the
@@ -299,51 +284,12 @@ func (d *derivation) index(was, is *ServiceView) {
 	if is != nil && is.by != "" {
 		d.View.selectors.put(selector{is.Namespace, is.by, is.Selector[is.by], is.Name})
 	}
-	if was != nil && was.claim.IsValid() {
-		d.View.claims.remove(claim{was.claim, was.Namespace, was.Name})
-		d.vips[was.claim] = true
-	}
-	if is != nil && is.claim.IsValid() {
-		d.View.claims.put(claim{is.claim, is.Namespace, is.Name})
-		d.vips[is.claim] = true
-	}
-	if was != nil && (is == nil || is.claim != was.claim) {
-		d.vipConflicts = setConflict(d.vipConflicts, was.Namespace, was.Name, nil)
-	}
-}
-
-// settle lets the first of the services that claim an address have it.
-func (d *derivation) settle(a netip.Addr) {
-	var winner *ServiceView
-	for c := range d.View.claims.from(claim{addr: a}) {
-		if c.addr != a {
-			break
-		}
-		s := d.View.service(c.namespace, c.name)
-		var lost *Conflict
-		vip := a
-		if winner == nil {
-			winner = s
-		} else {
-			vip = netip.Addr{}
-			lost = &Conflict{
-				What: "VIP " + a.String(), Winner: winner.FullName(), Loser: s.FullName(),
-				Detail: "two services claim the address: give one of them another",
-			}
-		}
-		d.vipConflicts = setConflict(d.vipConflicts, s.Namespace, s.Name, lost)
-		if s.VIP != vip {
-			t := *s
-			t.VIP, t.VIP6 = vip, d.vipTwin(vip)
-			d.View.services.put(&t)
-			d.services[s.Key()] = true
-		}
-	}
+	d.claim(was, is)
 }
 
 // equal reports whether one view of a service can stand for another.
 func (s *ServiceView) equal(o *ServiceView) bool {
-	return s.claim == o.claim && s.by == o.by && s.shows(o)
+	return s.claims == o.claims && s.by == o.by && s.shows(o)
 }
 
 // shows reports whether two views of a service show the same.

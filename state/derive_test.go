@@ -97,7 +97,10 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 			n.VTEPMAC = any().VTEPMAC()
 		}
 		if num(2) > 0 {
-			n.ServiceRange, n.ServiceRange6 = netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix(pick("2001:db8:a::/120", "2001:db8:b::/120"))
+			n.ServiceRange = netip.MustParsePrefix("10.0.0.0/24")
+			if in6 := pick("2001:db8:a::/120", "2001:db8:b::/120", ""); in6 != "" {
+				n.ServiceRange6 = netip.MustParsePrefix(in6)
+			}
 		}
 		op.Value = n
 	case KindBlock:
@@ -148,6 +151,10 @@ func (w *world) op(t *rapid.T, self NodeID) Op {
 		if num(2) == 0 {
 			s.VIP = addr()
 		}
+		if num(3) == 0 {
+			s.VIP6 = netip.MustParseAddr(pick("2001:db8:a::1", "2001:db8:a::2", "2001:db8:b::1", "2001:db8:c::1"))
+		}
+		s.Families = pick("", "", FamilyV4, FamilyV6)
 		if num(6) == 0 {
 			s.External = "www.example"
 		}

@@ -34,7 +34,7 @@ func deriveReference(sn *Snapshot) *reference {
 	v.deriveNetworks(sn)
 	v.deriveEndpoints(sn, c)
 	v.deriveServices(sn, c)
-	duplicates := v.duplicateVIPs(sn) // shown after the conflicts of policies
+	duplicates := v.duplicateVIPs() // shown after the conflicts of policies
 	v.derivePolicies(sn)
 	v.Conflicts = append(v.Conflicts, duplicates...)
 	v.deriveNames(sn)
@@ -247,12 +247,11 @@ func (v *reference) deriveServices(sn *Snapshot, c *claims) {
 				break
 			}
 		}
-		sv := &ServiceView{Service: *ds[0].svc, VIP: ds[0].svc.VIP}
+		sv := &ServiceView{Service: *ds[0].svc}
 		sv.Ports = slices.Clone(sv.Ports)
+		var allocated netip.Addr
 		if a, ok := Lookup[VIP](sn, ID{Class: Cluster, Kind: KindVIP, Key: key}); ok && sv.External == "" {
-			if !sv.VIP.IsValid() && !sv.Headless {
-				sv.VIP = a.Addr
-			}
+			allocated = a.Addr
 			for i := range sv.Ports {
 				p := &sv.Ports[i]
 				if p.NodePort == 0 && sv.NodePorts {
@@ -260,12 +259,8 @@ func (v *reference) deriveServices(sn *Snapshot, c *claims) {
 				}
 			}
 		}
-		if sv.Headless || sv.External != "" {
-			sv.VIP = netip.Addr{}
-		}
-		if x := c.vip(ID{Kind: KindService, Key: key}, &sv.Service, sv.VIP); x != nil {
-			v.Refusals = append(v.Refusals, *x)
-			sv.VIP = netip.Addr{}
+		if !sv.Headless && sv.External == "" {
+			v.giveAddresses(sn, c, sv, allocated)
 		}
 		v.backends(sn, sv, byNamespace[sv.Namespace], append(slices.Clone(sv.Service.Backends), explicit[key]...))
 		v.Services = append(v.Services, sv)
@@ -324,7 +319,7 @@ func (v *reference) declarer(id NodeID, s *Service) string {
 func (v *reference) backends(sn *Snapshot, sv *ServiceView, candidates []*EndpointView, explicit []Backend) {
 	seen := map[netip.AddrPort]bool{}
 	add := func(b BackendOf, port uint16) {
-		if k := netip.AddrPortFrom(b.Addr, port); !seen[k] {
+		if k := netip.AddrPortFrom(b.Addr, port); !seen[k] && (sv.Families == "" || (sv.Families == "ipv4") == b.Addr.Is4()) {
 			seen[k] = true
 			sv.Backends = append(sv.Backends, b)
 		}
@@ -451,27 +446,69 @@ func (v *reference) steps(sv *ServiceView) {
 	}
 }
 
-// duplicateVIPs lets the first of two services with one address and port have it.
-func (v *reference) duplicateVIPs(sn *Snapshot) (found []Conflict) {
-	first := map[netip.Addr]string{}
-	for _, s := range v.Services {
-		if !s.VIP.IsValid() {
-			continue
+// giveAddresses knows the ranges of the test: both have room for a byte.
+func (v *reference) giveAddresses(sn *Snapshot, c *claims, sv *ServiceView, allocated netip.Addr) {
+	self, _ := Lookup[Node](sn, ID{Class: Owner, Kind: KindNode, Owner: sn.self, Key: "self"})
+	named4, named6 := sv.Service.VIP, sv.Service.VIP6
+	dual := self != nil && self.ServiceRange6.IsValid()
+	if sv.VIP = named4; !named4.IsValid() {
+		if sv.VIP = allocated; named6.IsValid() && dual && self.ServiceRange6.Contains(named6) {
+			sv.VIP = self.ServiceRange.Addr()
+			for range named6.As16()[15] {
+				sv.VIP = sv.VIP.Next()
+			}
 		}
-		if owner, taken := first[s.VIP]; taken {
-			found = append(found, Conflict{
-				What: "VIP " + s.VIP.String(), Winner: owner, Loser: s.FullName(),
-				Detail: "two services claim the address: give one of them another",
-			})
-			s.VIP = netip.Addr{}
-			continue
-		}
-		first[s.VIP] = s.FullName()
-		// Both ranges have room for a byte.
-		if self, ok := Lookup[Node](sn, ID{Class: Owner, Kind: KindNode, Owner: sn.self, Key: "self"}); ok && self.ServiceRange.IsValid() {
-			six := self.ServiceRange6.Addr().As16()
-			six[15] = s.VIP.As4()[3]
-			s.VIP6 = netip.AddrFrom16(six)
+	}
+	refusal := c.vip(ID{Kind: KindService, Key: sv.Key()}, &sv.Service, sv.VIP)
+	if refusal != nil {
+		sv.VIP = netip.Addr{}
+	}
+	none := &Refusal{Record: ID{Kind: KindService, Key: sv.Key()}, What: "IPv6 address of " + sv.FullName(), Why: "the services have no IPv6 range here: write one after `services 10.0.0.0/24`"}
+	also := &Refusal{Record: ID{Kind: KindService, Key: sv.Key()}, What: "VIP " + named6.String(), Why: "it lies outside the service range: give " + sv.FullName() + " an address inside it"}
+	switch {
+	case sv.Families == FamilyV4:
+	case !dual && self != nil && self.ServiceRange.IsValid() && (named6.IsValid() || sv.Families == FamilyV6):
+		refusal = cmp.Or(refusal, none)
+	case dual && named6.IsValid() && self.ServiceRange6.Contains(named6):
+		sv.VIP6 = named6
+	case dual && named6.IsValid():
+		refusal = cmp.Or(refusal, also)
+	case dual && sv.VIP.IsValid():
+		six := self.ServiceRange6.Addr().As16()
+		six[15] = sv.VIP.As4()[3]
+		sv.VIP6 = netip.AddrFrom16(six)
+	}
+	if sv.Families == FamilyV6 {
+		sv.VIP = netip.Addr{}
+	}
+	if refusal != nil {
+		v.Refusals = append(v.Refusals, *refusal)
+	}
+}
+
+// duplicateVIPs lets the first of two services with one address have it.
+func (v *reference) duplicateVIPs() (found []Conflict) {
+	first, lost := map[netip.Addr]string{}, map[[2]string]bool{}
+	for _, which := range []func(*ServiceView) *netip.Addr{
+		func(s *ServiceView) *netip.Addr { return &s.VIP }, func(s *ServiceView) *netip.Addr { return &s.VIP6 },
+	} {
+		for _, s := range v.Services {
+			a := which(s)
+			owner, taken := first[*a]
+			switch {
+			case !a.IsValid():
+			case !taken:
+				first[*a] = s.FullName()
+			default:
+				if pair := [2]string{owner, s.FullName()}; !lost[pair] {
+					lost[pair] = true
+					found = append(found, Conflict{
+						What: "VIP " + a.String(), Winner: owner, Loser: s.FullName(),
+						Detail: "two services claim the address: give one of them another",
+					})
+				}
+				*a = netip.Addr{}
+			}
 		}
 	}
 	return found

@@ -23,6 +23,22 @@ func Twin(in, in6 netip.Prefix, a netip.Addr) netip.Addr {
 	return netip.AddrFrom16(out)
 }
 
+// Untwin is the other way round: the address of prefix in whose twin in in6 is
+// a. It is invalid when there is none.
+func Untwin(in, in6 netip.Prefix, a netip.Addr) netip.Addr {
+	if !in.IsValid() || !in6.IsValid() || !a.IsValid() || !in6.Contains(a) {
+		return netip.Addr{}
+	}
+	base, low := in.Masked().Addr().As4(), a.As16()
+	for i := range base {
+		base[i] |= low[12+i]
+	}
+	if b := netip.AddrFrom4(base); Twin(in, in6, b) == a {
+		return b
+	}
+	return netip.Addr{}
+}
+
 // TwinFits reports whether an IPv6 prefix has room for the twin of each
 // address of an IPv4 one.
 func TwinFits(in, in6 netip.Prefix) bool { return 128-in6.Bits() >= 32-in.Bits() }

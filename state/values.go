@@ -189,7 +189,7 @@ func (n *Network) Local() bool { return n.Overlay == OverlayNone }
 type Service struct {
 	Namespace string            `cbor:"1,keyasint"`
 	Name      string            `cbor:"2,keyasint"`
-	VIP       netip.Addr        `cbor:"3,keyasint,omitempty"` // zero: allocated (see VIP), unless Headless
+	VIP       netip.Addr        `cbor:"3,keyasint,omitempty"` // zero: by VIP6 or allocated (see VIP), unless Headless
 	Ports     []ServicePort     `cbor:"4,keyasint"`
 	Selector  map[string]string `cbor:"5,keyasint,omitempty"` // empty: explicit backends only
 	Headless  bool              `cbor:"6,keyasint,omitempty"`
@@ -226,7 +226,20 @@ type Service struct {
 	// ready backend of its own, for load balancers before an Outside policy of
 	// PolicyLocal; 0: none.
 	HealthPort uint16 `cbor:"22,keyasint,omitempty"`
+	// VIP6 is the IPv6 address that was named; zero: the one with the offset of
+	// the IPv4 one, see Twin. With VIP6 alone it is the other way round.
+	VIP6 netip.Addr `cbor:"23,keyasint,omitempty"`
+	// Families is FamilyV4 or FamilyV6 for a service of one IP version; empty:
+	// all that the service range has. Nodes of versions before this field give
+	// the service both.
+	Families string `cbor:"24,keyasint,omitempty"`
 }
+
+// By which IP version alone a service is reached.
+const (
+	FamilyV4 = "ipv4"
+	FamilyV6 = "ipv6"
+)
 
 // How a service's backend is chosen for a new connection.
 const (

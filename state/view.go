@@ -72,6 +72,7 @@ type View struct {
 	serviceConflicts []keyed
 	policyConflicts  []keyed
 	vipConflicts     []keyed
+	vip6Conflicts    []keyed
 }
 
 // NewView returns v with the given nodes' index, endpoints and services, which
@@ -189,12 +190,12 @@ type EndpointView struct {
 // ServiceView is a service with its address and its backends resolved.
 type ServiceView struct {
 	Service              // Ports carry their allocated node ports
-	VIP      netip.Addr  // given or allocated; invalid: headless, external or not yet allocated
-	VIP6     netip.Addr  // the same in the services' IPv6 range; invalid: there is none
+	VIP      netip.Addr  // given or allocated; invalid: headless, external, IPv6 only or not yet allocated
+	VIP6     netip.Addr  // given, or the same in the services' IPv6 range; invalid: there is none
 	Backends []BackendOf // sorted by address, port
 
-	claim netip.Addr // what it would have as VIP if nobody came before
-	by    string     // the label by which its endpoints are found
+	claims [2]netip.Addr // what it would have as VIP and VIP6 if nobody came before
+	by     string        // the label by which its endpoints are found
 }
 
 // BackendOf is one backend of a service: one address with a target port for

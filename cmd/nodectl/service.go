@@ -77,8 +77,11 @@ func fullName(arg string) string {
 func serviceDetail(w io.Writer, s *api.Service, now time.Time) {
 	fmt.Fprintf(w, "service\t%s.%s\n", s.Name, s.Namespace)
 	vip := vipText(s)
-	if s.VIP6.IsValid() {
+	switch {
+	case s.VIP6.IsValid() && s.VIP.IsValid():
 		vip += " " + s.VIP6.String()
+	case s.VIP6.IsValid():
+		vip = s.VIP6.String()
 	}
 	fmt.Fprintf(w, "vip\t%s\n", vip)
 	fmt.Fprintf(w, "ports\t%s\n", portsText(s.Ports))
@@ -191,6 +194,7 @@ func settingsText(s *api.ServiceSettings) (out [][2]string) {
 	if s.HealthPort != 0 {
 		add("health port", fmt.Sprint(s.HealthPort))
 	}
+	add("families", strings.Join(s.Families, " "))
 	add("balance", s.Balance)
 	if s.AffinitySeconds != 0 {
 		add("affinity", (time.Duration(s.AffinitySeconds) * time.Second).String())

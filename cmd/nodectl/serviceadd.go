@@ -14,8 +14,8 @@ import (
 
 // serviceFlags are the words of `service add`, before they are understood.
 type serviceFlags struct {
-	vip, check, slowStart, balance, affinity, inside, outside string
-	ports, nodePorts, addresses, sources, nodeAddrs           []string
+	check, slowStart, balance, affinity, inside, outside            string
+	vips, families, ports, nodePorts, addresses, sources, nodeAddrs []string
 
 	checkPort, checkHost, checkPath string
 	checkInterval, checkTimeout     string
@@ -33,6 +33,7 @@ func (c *cli) serviceAddCmd() *cobra.Command {
   nodectl service add www.apps --port 80 --select app=web --node-port 30080
   nodectl service add shop.apps --port 80 --select app=shop --check "http /healthz" --check-interval 5s --slow-start 30s
   nodectl service add rtp --port 6000-6010/udp --select app=rtp --balance maglev --address 192.0.2.200 --announce
+  nodectl service add six --port 80 --select app=web --families ipv6
   nodectl service add mail --external mail.example.com`,
 		Args: nargs(1, 1, "NAME[.NAMESPACE]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -51,7 +52,8 @@ func (c *cli) serviceAddCmd() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&w.vip, "vip", "", "service address, or none for a headless service (default: allocate one)")
+	f.StringSliceVar(&w.vips, "vip", nil, "service address, one of each IP version, or none for a headless service (default: allocate one)")
+	f.StringSliceVar(&w.families, "families", nil, "IP versions that it is reached by: ipv4, ipv6 or both (default: what the services have a range of)")
 	f.StringSliceVar(&w.ports, "port", nil, "port or range [NAME=]PORT[-LAST][:TARGET][/udp]; TARGET is a number or an endpoint's port name")
 	f.StringSliceVar(&w.nodePorts, "node-port", nil, "node port of each --port in turn, or auto to allocate them")
 	f.StringToStringVar(&s.Select, "select", nil, "label KEY=VALUE that its endpoints have")
@@ -84,11 +86,12 @@ func (w *serviceFlags) checkFlags(f *pflag.FlagSet) {
 
 // understand fills in what the words mean.
 func (w *serviceFlags) understand(s *api.ServiceSpec) error {
-	if s.Headless = w.vip == "none"; !s.Headless {
-		var err error
-		if s.VIP, err = parseAddr("--vip", w.vip); err != nil {
-			return err
-		}
+	var err error
+	if s.VIP, s.VIP6, s.Headless, err = config.ParseVIPs(w.vips); err != nil {
+		return usagef("--vip %v", err)
+	}
+	if s.Families, err = config.ParseFamilies(w.families); err != nil {
+		return usagef("--families %v", err)
 	}
 	for _, p := range w.ports {
 		sp, err := parseServicePort(p)
@@ -107,7 +110,6 @@ func (w *serviceFlags) understand(s *api.ServiceSpec) error {
 		}
 		s.Addresses = append(s.Addresses, addr)
 	}
-	var err error
 	if s.Sources, err = flagValues("source", w.sources, config.ParsePrefix); err != nil {
 		return err
 	}

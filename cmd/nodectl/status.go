@@ -176,6 +176,8 @@ func vipText(s *api.Service) string {
 		return "→" + s.External
 	case s.Headless:
 		return "none"
+	case !s.VIP.IsValid() && s.VIP6.IsValid():
+		return "-"
 	case !s.VIP.IsValid():
 		return "pending"
 	}
