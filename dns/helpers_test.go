@@ -110,7 +110,7 @@ func testView() *state.View {
 		},
 		{
 			Service: state.Service{Namespace: "default", Name: "six", Ports: []state.ServicePort{port("dns", "udp", 53)}},
-			VIP:     addr("2001:db8:96::1"),
+			VIP6:    addr("2001:db8:96::1"),
 		},
 	})
 }

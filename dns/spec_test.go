@@ -99,7 +99,7 @@ func specView() *state.View {
 			VIP:      addr("10.107.37.188"),
 			Backends: []state.BackendOf{backend("10.244.1.9", "", true, 8080, 8443), backend("10.244.1.66", "", false, 8080, 8443)},
 		},
-		{Service: state.Service{Namespace: "apps", Name: "six", Ports: []state.ServicePort{port("dns", "udp", 53)}}, VIP: addr("2001:db8:96::1")},
+		{Service: state.Service{Namespace: "apps", Name: "six", Ports: []state.ServicePort{port("dns", "udp", 53)}}, VIP6: addr("2001:db8:96::1")},
 		{Service: state.Service{Namespace: "apps", Name: "waiting", Ports: []state.ServicePort{port("http", "tcp", 80)}}},
 		{Service: state.Service{Namespace: "apps", Name: "out", External: "Target.Example.Org"}},
 		{Service: state.Service{Namespace: "apps", Name: "in", External: "web.apps.svc.cluster.local."}},

@@ -91,6 +91,9 @@ func (n *Node) attach(ctx context.Context, r api.AttachRequest) (*api.Attachment
 	if err := checkAttach(&r); err != nil {
 		return nil, err
 	}
+	if err := n.checkLabels(r.Namespace, r.Labels); err != nil {
+		return nil, err
+	}
 	if err := n.checkAllFree(r.Publish); err != nil {
 		return nil, err
 	}
@@ -175,7 +178,7 @@ func checkAttach(r *api.AttachRequest) error {
 			return invalid("name %q: want a DNS label (a-z, 0-9 and -, at most 63 characters)", name)
 		}
 	}
-	if err := n.checkLabels(r.Namespace, r.Labels); err != nil {
+	if _, err := labelService(r.Namespace, r.Labels); err != nil {
 		return invalid("attach %s: %v", r.ID, err)
 	}
 	if len(r.ID) > 256 || strings.ContainsAny(r.ID, "\x00\n") {

@@ -78,7 +78,7 @@ func (n *Node) checkLabels(namespace string, labels map[string]string) error {
 		return err
 	}
 	for _, f := range s.CheckIn(&n.cfg.Services) {
-		return fmt.Errorf("labels of service %s: %s", s.FullName(), f.Text)
+		return invalid("labels of service %s: %s", s.FullName(), f.Text)
 	}
 	return nil
 }

@@ -24,13 +24,17 @@ func TestLabelsDeclareAService(t *testing.T) {
 		"several":      {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "80:8080, 53/udp 6000-6010:7000/udp"}, "web.apps 80:8080/tcp 53/udp 6000-6010:7000/udp"},
 		"check": {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "80", "nodenet.io/service-check": "http /up"},
 			"web.apps 80/tcp check http /up"},
-		"no port":         {map[string]string{"nodenet.io/service": "web"}, "!add the label nodenet.io/service-port"},
-		"no service":      {map[string]string{"nodenet.io/service-port": "80"}, "!without nodenet.io/service=NAME"},
-		"bad port":        {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "http"}, "!http: not a port"},
-		"bad name":        {map[string]string{"nodenet.io/service": "Web_1", "nodenet.io/service-port": "80"}, "!Web_1.apps: not NAME.NAMESPACE"},
-		"bad weight":      {map[string]string{"nodenet.io/weight": "0"}, "!want a number from 1 to 256"},
-		"bad check":       {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "80", "nodenet.io/service-check": "ping"}, "!ping: unknown value"},
-		"check of no tcp": {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "53/udp", "nodenet.io/service-check": "tcp"}, "!no tcp port to check"},
+		"IPv6 alone":          {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "80", "nodenet.io/service-families": "ipv6"}, "web.apps families ipv6 80/tcp"},
+		"both families":       {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "80", "nodenet.io/service-families": "ipv6,ipv4"}, "web.apps families ipv4 ipv6 80/tcp"},
+		"bad family":          {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "80", "nodenet.io/service-families": "ipx"}, "!ipx: unknown value"},
+		"families of nothing": {map[string]string{"nodenet.io/service-families": "ipv6"}, "!without nodenet.io/service=NAME"},
+		"no port":             {map[string]string{"nodenet.io/service": "web"}, "!add the label nodenet.io/service-port"},
+		"no service":          {map[string]string{"nodenet.io/service-port": "80"}, "!without nodenet.io/service=NAME"},
+		"bad port":            {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "http"}, "!http: not a port"},
+		"bad name":            {map[string]string{"nodenet.io/service": "Web_1", "nodenet.io/service-port": "80"}, "!Web_1.apps: not NAME.NAMESPACE"},
+		"bad weight":          {map[string]string{"nodenet.io/weight": "0"}, "!want a number from 1 to 256"},
+		"bad check":           {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "80", "nodenet.io/service-check": "ping"}, "!ping: unknown value"},
+		"check of no tcp":     {map[string]string{"nodenet.io/service": "web", "nodenet.io/service-port": "53/udp", "nodenet.io/service-check": "tcp"}, "!no tcp port to check"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := labelService("apps", c.labels)
@@ -49,6 +53,8 @@ func TestLabelsDeclareAService(t *testing.T) {
 					switch word {
 					case "service":
 						got = strings.TrimSuffix(rest, " {")
+					case "families":
+						got += " families " + rest
 					case "port":
 						got += " " + rest
 					case "check":

@@ -128,6 +128,10 @@ func TestRequests(t *testing.T) {
 		{name: "headless service", args: []string{"service", "add", "web", "--vip", "none"}, want: []string{`POST /v1/services {"name":"web","namespace":"default","headless":true,"ports":null}`}},
 		{name: "service with a backend", args: []string{"service", "add", "web", "--vip", "10.96.0.9", "--port", "80", "--backend", "10.1.1.1:8080"},
 			want: []string{`POST /v1/services {"name":"web","namespace":"default","vip":"10.96.0.9","ports":[{"protocol":"tcp","port":80}],"backends":["10.1.1.1:8080"]}`}},
+		{name: "service of one family", args: []string{"service", "add", "web", "--vip", "fd00:10:96::9", "--families", "ipv6", "--port", "80"},
+			want: []string{`POST /v1/services {"name":"web","namespace":"default","vip6":"fd00:10:96::9","ports":[{"protocol":"tcp","port":80}],"families":["ipv6"]}`}},
+		{name: "service with both addresses", args: []string{"service", "add", "web", "--vip", "fd00:10:96::9,10.96.0.9", "--families", "ipv6,ipv4", "--port", "80"},
+			want: []string{`POST /v1/services {"name":"web","namespace":"default","vip":"10.96.0.9","vip6":"fd00:10:96::9","ports":[{"protocol":"tcp","port":80}],"families":["ipv4","ipv6"]}`}},
 		{
 			name: "service with all there is",
 			args: []string{"service", "add", "shop", "--port", "rtp=6000-6010:7000/UDP", "--port", "80", "--node-port", "auto", "--backend", "10.1.1.1=7",

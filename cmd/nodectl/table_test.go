@@ -85,6 +85,7 @@ func dualStatus() *api.Status {
 	st.Networks[0].Prefix6 = netip.MustParsePrefix("2001:db8:244::/112")
 	st.Services[0].VIP6 = netip.MustParseAddr("2001:db8:96::7:8468")
 	st.Services[1].VIP6 = netip.MustParseAddr("2001:db8:96::b:25bc")
+	st.Services = append(st.Services, api.Service{Name: "six", Namespace: "apps", VIP6: netip.MustParseAddr("2001:db8:96::7"), Ports: []api.ServicePort{{Protocol: "tcp", Port: 80}}})
 	st.Subsystems = nil
 	return st
 }
@@ -143,6 +144,10 @@ func TestTables(t *testing.T) {
 			s.Backends[0].Ports, s.Backends[1].Ports = []uint16{8080, 53}, []uint16{8080, 0}
 			s.Backends[0].Node = "node1"
 			serviceDetail(w, &s, now)
+		},
+		"service-ipv6": func(w io.Writer) {
+			serviceDetail(w, &api.Service{Name: "six", Namespace: "apps", VIP6: addr("2001:db8:96::7"), Source: "command", Ports: []api.ServicePort{{Protocol: "tcp", Port: 80}},
+				ServiceSettings: api.ServiceSettings{Families: []string{"ipv6"}}}, now)
 		},
 		"service-all": func(w io.Writer) {
 			conns := func(n int) *int { return &n }

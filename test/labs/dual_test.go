@@ -30,6 +30,12 @@ service web.default {
     port 80:8080 nodeport 30080
     select app=web
 }
+service six.default {
+    vip fd00:10:96::66
+    port 80:8080 nodeport 30081
+    select app=web
+    families ipv6
+}
 service empty.default {
     vip 10.96.0.21
     port 80
@@ -73,6 +79,17 @@ service empty.default {
 		s.Want(s.Run(node, curl+"http://[fd00:10:96::14]/"), `^web saw fd00:10:244::`)
 	}
 	s.Want(far.Fail(curl+"http://[fd00:10:96::15]/"), `(?i)refused|connect to server`)
+
+	// A service with IPv6 alone: declared, and made by command.
+	s.Want(far.Run("dig +short AAAA six.default.svc.cluster.local"), `^fd00:10:96::66$`)
+	s.Want(far.Run("dig +short A six.default.svc.cluster.local"), `^$`)
+	s.Want(far.Run(curl+"http://six.default.svc.cluster.local/"), `^web saw `+far6+`$`)
+	s.Want(far.Run(curl+"http://[fd00:10:244::1]:30081/"), `^web saw `)
+	s.Want(far.Fail(curl+"http://10.244.0.1:30081/"), `(?i)refused|connect to server`)
+	s.Want(s.Run("node3", "nodectl service add made --port 80:8080 --select app=web --families ipv6"), `(?m)^made\.default +- +fd00:10:96::\S+ +80→8080/tcp +1/1`)
+	until(s, "node1", "dig +short AAAA made.default.svc.cluster.local @10.96.0.10", `^fd00:10:96::`)
+	s.Want(near.Run(curl+"http://made.default.svc.cluster.local/"), `^web saw fd00:10:244::`)
+	s.Want(s.Fail("node1", "nodectl service add other --port 80 --vip fd00:10:96::66"), `belongs to service six\.default`)
 
 	// Ports of the node: its bridge has an IPv6 address, and loopback.
 	s.Want(far.Run(curl+"http://[fd00:10:244::1]:30080/"), `^web saw `)
