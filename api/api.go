@@ -219,20 +219,23 @@ type AttachRequest struct {
 	Network string `json:"network"`
 	// Define describes a network that the caller brings with it (a CNI
 	// configuration); it exists on this node only.
-	Define         *NetworkDef       `json:"define,omitempty"`
-	Netns          string            `json:"netns,omitempty"`  // path
-	IfName         string            `json:"ifName,omitempty"` // default eth0
-	Name           string            `json:"name,omitempty"`
-	Namespace      string            `json:"namespace,omitempty"` // default "default"
-	Aliases        []string          `json:"aliases,omitempty"`
-	Labels         map[string]string `json:"labels,omitempty"`
-	Ports          []Port            `json:"ports,omitempty"`
-	IP             netip.Addr        `json:"ip,omitzero"` // a wanted address
-	MAC            string            `json:"mac,omitempty"`
-	Mode           string            `json:"mode,omitempty"`    // bridge (default), dhcp, host, none, ipam
-	Kind           string            `json:"kind,omitempty"`    // attach (default) or cni
-	Publish        []Publish         `json:"publish,omitempty"` // Target is filled in
-	NoDefaultRoute bool              `json:"noDefaultRoute,omitempty"`
+	Define    *NetworkDef       `json:"define,omitempty"`
+	Netns     string            `json:"netns,omitempty"`  // path
+	IfName    string            `json:"ifName,omitempty"` // default eth0
+	Name      string            `json:"name,omitempty"`
+	Namespace string            `json:"namespace,omitempty"` // default "default"
+	Aliases   []string          `json:"aliases,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Ports     []Port            `json:"ports,omitempty"`
+	IP        netip.Addr        `json:"ip,omitzero"` // a wanted address
+	// IP6 is a wanted IPv6 address: the one with the offset of IP, which it
+	// stands for when it is alone.
+	IP6            netip.Addr `json:"ip6,omitzero"`
+	MAC            string     `json:"mac,omitempty"`
+	Mode           string     `json:"mode,omitempty"`    // bridge (default), dhcp, host, none, ipam
+	Kind           string     `json:"kind,omitempty"`    // attach (default) or cni
+	Publish        []Publish  `json:"publish,omitempty"` // Target is filled in
+	NoDefaultRoute bool       `json:"noDefaultRoute,omitempty"`
 }
 
 // NetworkDef is a network defined by a CNI configuration.
@@ -240,13 +243,12 @@ type NetworkDef struct {
 	Prefix     netip.Prefix `json:"prefix"`
 	Bridge     string       `json:"bridge,omitempty"`
 	Gateway    netip.Addr   `json:"gateway,omitzero"`
-	Addr6      netip.Prefix `json:"addr6,omitzero"` // of a network with an IPv6 prefix
-	Gateway6   netip.Addr   `json:"gateway6,omitzero"`
 	NoGateway  bool         `json:"noGateway,omitempty"` // the bridge gets no address
 	Masquerade bool         `json:"masquerade,omitempty"`
 	MTU        int          `json:"mtu,omitempty"`
 	RangeStart netip.Addr   `json:"rangeStart,omitzero"`
 	RangeEnd   netip.Addr   `json:"rangeEnd,omitzero"`
+	Peers      []string     `json:"peers,omitempty"` // networks of the Nodefile that it exchanges traffic with
 }
 
 // Port is a named port of an endpoint.

@@ -179,8 +179,8 @@ func parseIP(where, s string) (netip.Addr, error) {
 	if err != nil {
 		return a, faultf(codeConfig, "%s: %q is not an address", where, s)
 	}
-	if !a.Is4() {
-		return a, faultf(codeUnsupported, "%s: %s: only IPv4 addresses can be asked for", where, s)
+	if a.Is4In6() || a.Zone() != "" {
+		return a, faultf(codeConfig, "%s: %s: want a plain IPv4 or IPv6 address", where, s)
 	}
 	return a, nil
 }

@@ -220,6 +220,16 @@ func TestRequests(t *testing.T) {
 			base(func(r *api.AttachRequest) { r.IP, r.MAC = addr("10.244.0.9"), "0a:58:0a:00:00:09" })},
 		{"capability before CNI_ARGS", call{conf: nodenetConf + `, "runtimeConfig": {"ips": ["10.244.0.9"]}`, env: map[string]string{"CNI_ARGS": "IP=10.244.0.8"}},
 			base(func(r *api.AttachRequest) { r.IP = addr("10.244.0.9") })},
+		{"both addresses by capability", call{conf: nodenetConf + `, "runtimeConfig": {"ips": ["2001:db8:244::9/120", "10.244.0.9/24"]}`},
+			base(func(r *api.AttachRequest) { r.IP, r.IP6 = addr("10.244.0.9"), addr("2001:db8:244::9") })},
+		{"IPv6 address alone", call{conf: nodenetConf, env: map[string]string{"CNI_ARGS": "IP=2001:db8:244::9"}},
+			base(func(r *api.AttachRequest) { r.IP6 = addr("2001:db8:244::9") })},
+		{"ports on IPv6 addresses", call{conf: nodenetConf + `, "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "hostIP": "2001:db8::11"},
+			{"hostPort": 8080, "containerPort": 80, "hostIP": "::1"}, {"hostPort": 8081, "containerPort": 80, "hostIP": "::ffff:192.0.2.1"}]}`}, base(func(r *api.AttachRequest) {
+			r.Publish = []api.Publish{{HostAddr: addr("2001:db8::11"), Protocol: "tcp", HostPort: 8080, Port: 80, Source: "cni"},
+				{HostAddr: addr("::1"), Protocol: "tcp", HostPort: 8080, Port: 80, Source: "cni"},
+				{HostAddr: addr("192.0.2.1"), Protocol: "tcp", HostPort: 8081, Port: 80, Source: "cni"}}
+		})},
 		{"ports", call{conf: nodenetConf + `, "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "TCP"},
 			{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "::"}, {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"},
 			{"hostPort": 0, "containerPort": 9}]}`}, base(func(r *api.AttachRequest) {
@@ -233,6 +243,7 @@ func TestRequests(t *testing.T) {
 
 		{"bridge", call{conf: bridgeConf}, bridge(func(*api.NetworkDef) {})},
 		{"bridge: old keys said to be off", call{conf: bridgeConf + `, "vlan": 0, "promiscMode": false, "hairpinMode": true`}, bridge(func(*api.NetworkDef) {})},
+		{"bridge: peers", call{conf: bridgeConf + `, "peers": ["pods", "lab"]`}, bridge(func(d *api.NetworkDef) { d.Peers = []string{"pods", "lab"} })},
 		{"bridge: ranges", call{conf: ipam(`"ranges": [[{"subnet": "10.22.5.0/16", "rangeStart": "10.22.1.1", "rangeEnd": "10.22.1.9", "gateway": "10.22.9.9"}]], "routes": [{"dst": "0.0.0.0/0", "gw": "10.22.9.9"}]`)},
 			bridge(func(d *api.NetworkDef) {
 				d.RangeStart, d.RangeEnd, d.Gateway = addr("10.22.1.1"), addr("10.22.1.9"), addr("10.22.9.9")
@@ -315,8 +326,13 @@ func TestErrors(t *testing.T) {
 		{name: "own namespace", call: call{conf: nodenetConf, env: env("CNI_NETNS", "/proc/self/ns/net")}, code: codeSameNetns},
 
 		{name: "address", call: call{conf: nodenetConf, env: env("CNI_ARGS", "IP=10.0.0.300")}, code: codeConfig, msg: "10.0.0.300"},
-		{name: "two addresses", call: call{conf: nodenetConf + `, "runtimeConfig": {"ips": ["10.0.0.1", "10.0.0.2"]}`}, code: codeUnsupported, msg: "2 addresses"},
-		{name: "IPv6 address", call: call{conf: nodenetConf + `, "runtimeConfig": {"ips": ["2001:db8::1"]}`}, code: codeUnsupported, msg: "IPv4"},
+		{name: "two addresses", call: call{conf: nodenetConf + `, "runtimeConfig": {"ips": ["10.0.0.1", "10.0.0.2"]}`}, code: codeUnsupported, msg: "2 addresses: one of each IP version"},
+		{name: "two IPv6 addresses", call: call{conf: nodenetConf + `, "runtimeConfig": {"ips": ["2001:db8::1", "2001:db8::2"]}`}, code: codeUnsupported, msg: "one of each IP version"},
+		{name: "IPv6 address with a zone", call: call{conf: nodenetConf + `, "runtimeConfig": {"ips": ["fe80::1%eth0"]}`}, code: codeConfig, msg: "plain IPv4 or IPv6"},
+		{name: "IPv6 address on a bridge", call: call{conf: bridgeConf + `, "runtimeConfig": {"ips": ["2001:db8::1"]}`}, code: codeUnsupported, msg: "IPv4 alone"},
+		{name: "IPv6 address by host-local", call: call{argv0: "host-local", conf: bridgeConf + `, "runtimeConfig": {"ips": ["2001:db8::1"]}`}, code: codeUnsupported, msg: "IPv6 comes with"},
+		{name: "port on a link-local address", call: call{conf: nodenetConf + `, "runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "fe80::1"}]}`}, code: codeConfig, msg: "fe80::1"},
+		{name: "nodenet with peers", call: call{conf: nodenetConf + `, "peers": ["lab"]`}, code: codeUnsupported, msg: "peers"},
 		{name: "multicast MAC", call: call{conf: nodenetConf + `, "runtimeConfig": {"mac": "01:00:5e:00:00:01"}`}, code: codeConfig, msg: "01:00:5e"},
 		{name: "port", call: call{conf: nodenetConf + `, "runtimeConfig": {"portMappings": [{"hostPort": 70000, "containerPort": 80}]}`}, code: codeConfig, msg: "portMappings[0]"},
 		{name: "protocol", call: call{conf: nodenetConf + `, "runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "sctp"}]}`}, code: codeUnsupported, msg: "sctp"},

@@ -49,6 +49,9 @@ type netConf struct {
 	IPMasq           bool   `json:"ipMasq"`
 	MTU              int    `json:"mtu"`
 
+	// type bridge, of nodenet alone
+	Peers []string `json:"peers"`
+
 	keys map[string]json.RawMessage
 }
 

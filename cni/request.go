@@ -96,6 +96,7 @@ func (r *request) bridge(c *netConf) error {
 	def.MTU = c.MTU
 	def.Masquerade = c.IPMasq
 	def.NoGateway = !c.IsGateway && !c.IsDefaultGateway
+	def.Peers = c.Peers
 	r.Network, r.Define = c.Name, def
 
 	r.NoDefaultRoute = !c.IsDefaultGateway
@@ -280,10 +281,7 @@ func (r *request) wanted(c *netConf, v *invocation) error {
 		if len(from.ips) == 0 {
 			continue
 		}
-		if len(from.ips) > 1 {
-			return faultf(codeUnsupported, "%s: %d addresses: one is supported", from.where, len(from.ips))
-		}
-		if r.IP, err = parseIP(from.where, from.ips[0]); err != nil {
+		if err = r.addresses(from.where, from.ips); err != nil {
 			return err
 		}
 		break
@@ -308,6 +306,29 @@ func (r *request) wanted(c *netConf, v *invocation) error {
 		if p.HostPort != 0 && !slices.Contains(r.Publish, p) {
 			r.Publish = append(r.Publish, p)
 		}
+	}
+	return nil
+}
+
+// addresses takes the addresses that are asked for, one of each IP version at
+// most.
+func (r *request) addresses(where string, ips []string) error {
+	for _, ip := range ips {
+		a, err := parseIP(where, ip)
+		if err != nil {
+			return err
+		}
+		to := &r.IP
+		if a.Is6() {
+			to = &r.IP6
+		}
+		if to.IsValid() {
+			return faultf(codeUnsupported, "%s: %d addresses: one of each IP version is supported", where, len(ips))
+		}
+		*to = a
+	}
+	if r.IP6.IsValid() && (r.Define != nil || r.Mode == "ipam") {
+		return &fault{code: codeUnsupported, msg: fmt.Sprintf("%s: %s: the network has IPv4 alone", where, r.IP6), details: howIPv6}
 	}
 	return nil
 }
@@ -338,10 +359,10 @@ func (m portMapping) publish() (api.Publish, *fault) {
 	case a.IsUnspecified():
 		// Every address, which is what the zero HostAddr says; runtimes
 		// send one mapping for 0.0.0.0 and one for ::.
-	case !a.Is4():
-		return p, faultf(codeUnsupported, "hostIP %s: only IPv4 is supported", a)
+	case a.Zone() != "" || a.IsMulticast() || a.Is6() && a.IsLinkLocalUnicast():
+		return p, faultf(codeConfig, "hostIP %s is not an address of a host that others reach", a)
 	default:
-		p.HostAddr = a
+		p.HostAddr = a.Unmap()
 	}
 	return p, nil
 }

@@ -292,6 +292,9 @@ func (p *parser) checkPublishes() {
 			continue
 		}
 		title := "publish " + b.host()
+		if h, t := b.HostAddr, b.Target.Addr(); h.IsValid() && t.IsValid() && !h.IsLoopback() && h.Is4() != t.Is4() && !p.cfg.Aim(&b).IsValid() {
+			p.faults.add(b.Pos, title, "%s and the target %s are of different IP versions, which only a loopback address may be; write two of one version, or give the target's network an IPv6 range", h, t)
+		}
 		for n := int(b.HostPort); n <= int(max(b.HostPort, b.Last)); n++ {
 			key := fmt.Sprintf("%d/%s", n, b.Protocol)
 			if user, used := own[key]; used {

@@ -144,9 +144,6 @@ func (p *parser) publish(b block) {
 	if pub.Target, err = targets(b.keys[2], pub.HostPort, pub.Last); err != nil {
 		p.faults.add(b.pos, title, "%v", err)
 	}
-	if h, t := pub.HostAddr, pub.Target.Addr(); h.IsValid() && t.IsValid() && !h.IsLoopback() && h.Is4() != t.Is4() {
-		p.faults.add(b.pos, title, "%s and the target %s are of different IP versions, which only a loopback address may be; write two of one version", h, t)
-	}
 	p.cfg.Publishes = append(p.cfg.Publishes, pub)
 }
 

@@ -161,6 +161,25 @@ func (s *Service) vips(r *ServiceRange) []vip {
 	return slices.DeleteFunc([]vip{v4, v6}, func(v vip) bool { return !v.addr.IsValid() || !s.serves(v.addr) || !s.serves(v.written) })
 }
 
+// Aim returns the address that a published port leads to: the one that is
+// written or, on a host address of the other IP version, the other address of
+// the same workload; invalid: there is none.
+func (c *Config) Aim(p *Publish) netip.Addr {
+	h, t := p.HostAddr, p.Target.Addr()
+	if !h.IsValid() || h.IsLoopback() || h.Is4() == t.Is4() {
+		return t
+	}
+	for i := range c.Networks {
+		n := &c.Networks[i]
+		for _, a := range []netip.Addr{twin(n.Prefix, n.Prefix6, t), untwin(n.Prefix, n.Prefix6, t)} {
+			if a.IsValid() {
+				return a
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
 // twin is the address of in6 with the offset that a has in prefix in; invalid:
 // none.
 func twin(in, in6 netip.Prefix, a netip.Addr) netip.Addr {

@@ -18,7 +18,10 @@ func families() *state.View {
 	four.Families, four.VIP6, four.Backends = state.FamilyV4, netip.Addr{}, four.Backends[:1]
 	six.Families, six.VIP, six.Backends = state.FamilyV6, netip.Addr{}, six.Backends[1:]
 	named.VIP6 = addr("fd00:10:96::77")
-	return state.NewView(state.View{Rev: 1, Self: selfID}, nil, services)
+	return state.NewView(state.View{Rev: 1, Self: selfID, Publishes: []state.Publish{
+		pub("2001:db8::11", "tcp", 8446, "10.244.0.3:8080"), // as versions before wrote it
+		pub("192.0.2.11", "tcp", 8447, "10.244.0.3:8080"),
+	}}, nil, services)
 }
 
 func TestServiceOfOneFamily(t *testing.T) {
@@ -60,6 +63,8 @@ func TestFamilyTraffic(t *testing.T) {
 		"IPv4 only, by IPv6":                  {tp.outer, "[fd00:10:96::1e]:80", "timeout"},
 		"IPv4 only, node port":                {tp.outer, "192.0.2.11:30130", "w1 192.0.2.1"},
 		"IPv4 only, node port by IPv6":        {tp.outer, "[2001:db8::11]:30130", "refused"},
+		"published, of before":                {tp.outer, "[2001:db8::11]:8446", "w2 2001:db8::1"},
+		"published on IPv4":                   {tp.outer, "192.0.2.11:8447", "w2 192.0.2.1"},
 		"named":                               {tp.outer, "[fd00:10:96::77]:80", "w1 2001:db8::1"},
 		"named, by IPv4":                      {tp.outer, "10.96.0.32:80", "w1 192.0.2.1"},
 		"named, the twin is nobody's":         {tp.outer, "[fd00:10:96::20]:80", "timeout"},

@@ -135,6 +135,9 @@ func (sc *scope) twin(v *state.View, p *state.Publish) netip.Addr {
 func (sc *scope) publish(v *state.View, out *part, p state.Publish) {
 	q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
 	all := anyAddr(q.HostAddr)
+	if a := sc.twin(v, &p); q.HostAddr.Is6() && !q.HostAddr.IsLoopback() && a.IsValid() {
+		q.Target = netip.AddrPortFrom(a, p.Port) // of a version that wrote the IPv4 one
+	}
 	switch {
 	case q.Proto != TCP && q.Proto != UDP:
 		out.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
@@ -145,7 +148,7 @@ func (sc *scope) publish(v *state.View, out *part, p state.Publish) {
 	case q.HostPort == 0 || p.Port == 0:
 		out.warn("publish %s: port 0", p.Key())
 		return
-	case !all && !q.HostAddr.IsLoopback() && versionOf(q.HostAddr) != versionOf(p.Target):
+	case !all && !q.HostAddr.IsLoopback() && versionOf(q.HostAddr) != versionOf(q.Target.Addr()):
 		out.warn("publish %s: %s and the target %s are of different IP versions: only a loopback address can be published to the other one", p.Key(), q.HostAddr, p.Target)
 		return
 	}

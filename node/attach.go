@@ -123,7 +123,10 @@ func (n *Node) attach(ctx context.Context, r api.AttachRequest) (*api.Attachment
 			if err != nil {
 				return nil, err
 			}
-			pub.Target, pub.Endpoint, pub.Source = grant.Addr, ep.ID, r.Kind
+			if pub.Target, err = aimAt(&ep, pub.HostAddr); err != nil {
+				return nil, err
+			}
+			pub.Endpoint, pub.Source = ep.ID, r.Kind
 			if err := n.checkPublish(sn, pub); err != nil {
 				return nil, err
 			}
@@ -243,6 +246,8 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 		if err := n.define(ctx, r.Network, r.Define); err != nil {
 			return ep, ipam.Grant{}, err
 		}
+	} else if r.IP6.IsValid() && r.Mode != modeBridge {
+		return ep, ipam.Grant{}, invalid("address %s: an attachment of mode %s has no IPv6 address of its own", r.IP6, r.Mode)
 	}
 	var grant ipam.Grant
 	_, err := n.writeWithSpace(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
@@ -264,10 +269,13 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 			if !ok {
 				return nil, n.unknownNetwork(sn, r.Network)
 			}
-			var err error
+			want, err := wanted(nw, &r)
+			if err != nil {
+				return nil, err
+			}
 			grant, ops, err = n.alloc.Allocate(sn, n.self, ipam.Request{
 				Network: *nw, RingID: n.ringID(), ID: r.ID, Namespace: r.Namespace, Name: r.Name, MAC: r.MAC,
-				Want: r.IP, Now: n.clock.now(),
+				Want: want, Now: n.clock.now(),
 				Held: func(a netip.Addr) bool { return n.book.Held(r.Network, a) },
 			})
 			if err != nil {
@@ -302,6 +310,11 @@ func (n *Node) reserve(ctx context.Context, r api.AttachRequest) (state.Endpoint
 			grant.Addr = l.Advertise
 			ep.Addrs = []netip.Addr{l.Advertise}
 		}
+		for _, p := range r.Publish {
+			if _, err := aimAt(&ep, p.HostAddr); err != nil {
+				return nil, err
+			}
+		}
 		return append(ops, state.Put(state.Owner, state.KindEndpoint, ep.ID, ep)), nil
 	})
 	return ep, grant, err
@@ -323,7 +336,10 @@ func (n *Node) define(ctx context.Context, name string, d *api.NetworkDef) error
 	}
 	nw := state.Network{
 		Name: name, Prefix: d.Prefix.Masked(), Overlay: state.OverlayNone, MTU: d.MTU, Masquerade: d.Masquerade,
-		Bridge: d.Bridge, Gateway: d.Gateway, NoGateway: d.NoGateway, Source: sourceCNI,
+		Bridge: d.Bridge, Gateway: d.Gateway, NoGateway: d.NoGateway, Source: sourceCNI, Peers: d.Peers,
+	}
+	if err := n.checkPeersOf(name, d.Peers); err != nil {
+		return err
 	}
 	nw.Exclude = ipam.Outside(nw.Prefix, d.RangeStart, d.RangeEnd)
 	_, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
@@ -373,15 +389,6 @@ func (n *Node) attachSpec(ep state.Endpoint) overlay.AttachSpec {
 		s.Addr6, s.Gateway6 = twinOf(nw, &ep)
 	}
 	return s
-}
-
-// twinOf returns an endpoint's IPv6 address with the length of its block's
-// twin, and the gateway there; invalid: it has none.
-func twinOf(nw *state.Network, ep *state.Endpoint) (netip.Prefix, netip.Addr) {
-	if len(ep.Addrs) < 2 || ep.Addrs[1] != nw.Twin(ep.Addrs[0]) {
-		return netip.Prefix{}, netip.Addr{}
-	}
-	return netip.PrefixFrom(ep.Addrs[1], 128-(32-ep.PrefixLen)), nw.Twin(ep.Gateway)
 }
 
 // release takes an endpoint's record, address and published ports back.

@@ -207,7 +207,7 @@ func (n *Node) declarations(cfg *config.Config) map[state.Kind]map[string]any {
 	for _, c := range cfg.Publishes {
 		p := state.Publish{
 			HostAddr: c.HostAddr, Protocol: c.Protocol, HostPort: c.HostPort, Last: c.Last,
-			Target: c.Target.Addr(), Port: c.Target.Port(), Source: sourceNodefile,
+			Target: cfg.Aim(&c), Port: c.Target.Port(), Source: sourceNodefile,
 		}
 		want[state.KindPublish][p.Key()] = p
 	}

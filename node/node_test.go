@@ -230,15 +230,18 @@ func TestDefinedNetworks(t *testing.T) {
 	for name, c := range map[string]struct {
 		network string
 		prefix  string
+		peers   []string
 		want    string
 	}{
-		"its own":                   {"mynet", "10.22.0.0/16", ""},
-		"a declared network's name": {"pods", "10.22.0.0/16", api.CodeInvalid},
-		"overlaps a network":        {"other", "10.244.3.0/24", api.CodeInvalid},
-		"overlaps the services":     {"other", "10.100.0.0/16", api.CodeInvalid},
+		"its own":                   {"mynet", "10.22.0.0/16", nil, ""},
+		"with a peer":               {"mynet", "10.22.0.0/16", []string{"pods"}, ""},
+		"with a peer that is not":   {"mynet", "10.22.0.0/16", []string{"pods", "nowhere"}, api.CodeInvalid},
+		"a declared network's name": {"pods", "10.22.0.0/16", nil, api.CodeInvalid},
+		"overlaps a network":        {"other", "10.244.3.0/24", nil, api.CodeInvalid},
+		"overlaps the services":     {"other", "10.100.0.0/16", nil, api.CodeInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := n.define(t.Context(), c.network, &api.NetworkDef{Prefix: netip.MustParsePrefix(c.prefix)})
+			err := n.define(t.Context(), c.network, &api.NetworkDef{Prefix: netip.MustParsePrefix(c.prefix), Peers: c.peers})
 			if code(err) != c.want || (err == nil) != (c.want == "") {
 				t.Errorf("got %v, want code %q", err, c.want)
 			}

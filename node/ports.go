@@ -24,6 +24,12 @@ var localhosts = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6
 type claim struct {
 	state.Publish
 	nodePort string // the service whose node port it is; empty: a published port
+	families string // of that service, as state.Service has it
+	dual     bool   // the workload behind a published port has an IPv6 address too
+}
+
+func nodePortClaim(s *state.Service, p state.ServicePort) claim {
+	return claim{Publish: state.Publish{Protocol: p.Protocol, HostPort: p.NodePort}, nodePort: s.FullName(), families: s.Families}
 }
 
 func (c claim) String() string {
@@ -35,13 +41,15 @@ func (c claim) String() string {
 
 // takes reports whether a socket would miss packets, or its port could not be
 // served, because of the claim. A published port takes packets of its target's
-// IP version, a node port those of both. Another address of 127.0.0.0/8 than
+// IP versions, a node port those of its service's. Another address of 127.0.0.0/8 than
 // ours is left alone.
 func (c claim) takes(s boundSocket) bool {
 	at := s.at.Addr()
 	v4, v6 := c.Target.Is4(), c.Target.Is6()
 	if !c.Target.IsValid() { // a workload that has no address yet gets one of IPv4
-		v4, v6 = true, c.nodePort != ""
+		v4, v6 = c.families != state.FamilyV6, c.nodePort != "" && c.families != state.FamilyV4
+	} else if c.dual && !c.HostAddr.IsValid() {
+		v4, v6 = true, true
 	}
 	switch port := s.at.Port(); {
 	case s.proto != c.Protocol || port < c.HostPort || port > c.LastPort():
@@ -147,7 +155,7 @@ func (n *Node) checkNodePorts(s state.Service) error {
 	var list []claim
 	for _, p := range s.Ports {
 		if p.NodePort != 0 {
-			list = append(list, claim{state.Publish{Protocol: p.Protocol, HostPort: p.NodePort}, s.FullName()})
+			list = append(list, nodePortClaim(&s, p))
 		}
 	}
 	return n.checkClaims(list...)
@@ -229,12 +237,16 @@ func (n *Node) noteWithheld(list []portConflict) {
 func claims(v *state.View) []claim {
 	var out []claim
 	for _, p := range v.Publishes {
-		out = append(out, claim{Publish: p})
+		c := claim{Publish: p}
+		if ep := v.Endpoint(v.Self, p.Endpoint); ep != nil {
+			c.dual = slices.ContainsFunc(ep.Addrs, netip.Addr.Is6)
+		}
+		out = append(out, c)
 	}
 	for s := range v.Services() {
 		for _, p := range s.Ports {
 			if p.NodePort != 0 {
-				out = append(out, claim{state.Publish{Protocol: p.Protocol, HostPort: p.NodePort}, s.FullName()})
+				out = append(out, nodePortClaim(&s.Service, p))
 			}
 		}
 	}

@@ -50,6 +50,10 @@ func (n *Node) addPublish(ctx context.Context, r api.Publish) (*api.Publish, err
 		return nil, err
 	}
 	rev, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+		var err error
+		if p.Target, err = n.aim(sn, p); err != nil {
+			return nil, err
+		}
 		if err := n.checkPublish(sn, p); err != nil {
 			return nil, err
 		}

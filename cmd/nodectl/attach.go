@@ -21,7 +21,8 @@ const netnsDir = "/run/netns"
 
 func (c *cli) attachCmd() *cobra.Command {
 	var r api.AttachRequest
-	var netns, ip, resolv string
+	var netns, resolv string
+	var ips []string
 	var ports, publish []string
 	cmd := &cobra.Command{
 		Use:   "attach --netns NAME|PATH|PID",
@@ -43,7 +44,7 @@ For a namespace under /run/netns the resolver configuration is written to
 		Args: noArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if r.IP, err = parseAddr("--ip", ip); err != nil {
+			if r.IP, r.IP6, err = parseAddrs("--ip", ips); err != nil {
 				return err
 			}
 			for _, s := range ports {
@@ -103,7 +104,7 @@ For a namespace under /run/netns the resolver configuration is written to
 	f.StringVar(&r.ID, "id", "", "identity on this node (default: NAMESPACE.NAME)")
 	f.StringToStringVar(&r.Labels, "label", nil, "label KEY=VALUE that services select by")
 	f.StringSliceVar(&ports, "port", nil, "port [NAME=]PORT[/udp] that it listens on")
-	f.StringVar(&ip, "ip", "", "wanted address")
+	f.StringSliceVar(&ips, "ip", nil, "wanted address; in a network with IPv6 either of its addresses, or both")
 	f.StringVar(&r.MAC, "mac", "", "wanted Ethernet address")
 	f.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT[-LAST]:PORT[/udp] of this node")
 	f.StringVar(&r.Mode, "mode", "bridge", "bridge: own address; dhcp: a link, the workload asks for its address; host: the node's network, registered under the name; none: no link")
@@ -310,4 +311,23 @@ func (c *cli) writeResolvConf(a *api.Attachment, where, nsName, namespace, name 
 			fmt.Fprintf(c.err, "nodectl: names resolve there with what that file says; --resolv-conf=PATH writes elsewhere\n")
 		}
 	}
+}
+
+// parseAddrs reads one address of each IP version at most.
+func parseAddrs(flag string, words []string) (v4, v6 netip.Addr, err error) {
+	for _, w := range words {
+		a, err := parseAddr(flag, w)
+		if err != nil {
+			return v4, v6, err
+		}
+		to := &v4
+		if a.Is6() {
+			to = &v6
+		}
+		if to.IsValid() {
+			return v4, v6, usagef("%s %s: %s is given already, want one address of each IP version", flag, a, to)
+		}
+		*to = a
+	}
+	return v4, v6, nil
 }

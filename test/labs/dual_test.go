@@ -1,6 +1,7 @@
 package labs
 
 import (
+	"strings"
 	"testing"
 
 	"nodenet/lab"
@@ -41,7 +42,7 @@ service empty.default {
     port 80
 }
 `})
-	web := s.Workload(1, "web", "--label app=web --publish 8081:8080")
+	web := s.Workload(1, "web", "--label app=web --publish 8081:8080 --publish [fd00:10:244::1]:8082:8080")
 	web.Serve(8080)
 	web6 := s.Match(web.Run("ip -6 -br address show dev eth0 scope global"), `(fd00:10:244::[0-9a-f:]+)/120`)
 	near := s.Workload(1, "near", "")
@@ -95,6 +96,19 @@ service empty.default {
 	s.Want(far.Run(curl+"http://[fd00:10:244::1]:30080/"), `^web saw `)
 	s.Want(near.Run(curl+"http://[fd00:10:244::1]:8081/"), `^web saw `)
 	s.Want(s.Run("node1", curl+"http://[::1]:8081/"), `^web saw `)
+
+	// A port on an IPv6 address leads to the workload's IPv6 address.
+	s.Want(s.Run("node1", "nodectl publish ls"), `fd00:10:244::1:8082/tcp +\[?`+web6)
+	s.Want(far.Run(curl+"http://[fd00:10:244::1]:8082/"), `^web saw `+far6+`$`)
+	s.Run("node1", "nodectl publish add [fd00:10:244::1]:8083 "+web.Addr+":8080")
+	s.Want(far.Run(curl+"http://[fd00:10:244::1]:8083/"), `^web saw `+far6+`$`)
+	s.Want(s.Fail("node1", "nodectl publish add [fd00:10:244::1]:8084 192.0.2.1:8080"), `different IP versions`)
+
+	// An IPv6 address may be asked for.
+	wanted := s.Workload(3, "wanted", "--ip "+strings.TrimSuffix(far6, s.Match(far6, `([0-9a-f]{2})$`))+"77")
+	s.Want(wanted.Run("ip -6 -br address show dev eth0 scope global"), `77/120`)
+	s.Want(wanted.Addr, `\.119$`)
+	wanted.Detach()
 
 	// What a person sees.
 	s.Want(s.Run("node3", "nodectl lb trace --from "+far6+" [fd00:10:96::14]:80/tcp"), `goes to \[`+web6+`\]:8080`)
