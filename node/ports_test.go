@@ -8,6 +8,7 @@ import (
 
 	"nodenet/api"
 	"nodenet/config"
+	"nodenet/state"
 )
 
 // fakeSockets are the sockets of a host that is not there: "tcp 0.0.0.0:80
@@ -27,6 +28,30 @@ func (f *fakeSockets) Bound() ([]boundSocket, error) {
 
 func (f *fakeSockets) Owner(inode uint32) string { return strings.SplitN(f.list[inode], " ", 3)[2] }
 func (f *fakeSockets) Own(inode uint32) bool     { return f.Owner(inode) == "nodectl" }
+
+// A port takes packets of the IP versions that are behind it.
+func TestClaimsOfIPVersions(t *testing.T) {
+	four, six := netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort("[2001:db8::1]:80")
+	port := state.Publish{Protocol: "tcp", HostPort: 80}
+	workload, on4 := port, port
+	workload.Target = netip.MustParseAddr("10.244.0.2")
+	on4.Target, on4.HostAddr = workload.Target, netip.MustParseAddr("192.0.2.9")
+	for name, c := range map[string]struct {
+		claim        claim
+		want4, want6 bool
+	}{
+		"node port":               {claim{Publish: port, nodePort: "a.b"}, true, true},
+		"node port of IPv4":       {claim{Publish: port, nodePort: "a.b", families: state.FamilyV4}, true, false},
+		"node port of IPv6":       {claim{Publish: port, nodePort: "a.b", families: state.FamilyV6}, false, true},
+		"published":               {claim{Publish: workload}, true, false},
+		"published, dual":         {claim{Publish: workload, dual: true}, true, true},
+		"published on an address": {claim{Publish: on4, dual: true}, false, false},
+	} {
+		if got4, got6 := c.claim.takes(boundSocket{proto: "tcp", at: four}), c.claim.takes(boundSocket{proto: "tcp", at: six}); got4 != c.want4 || got6 != c.want6 {
+			t.Errorf("%s: IPv4 %v, IPv6 %v, want %v, %v", name, got4, got6, c.want4, c.want6)
+		}
+	}
+}
 
 func TestPublishAndProcesses(t *testing.T) {
 	target := netip.MustParseAddr("10.244.0.2")
