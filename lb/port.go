@@ -12,15 +12,15 @@ import (
 type portSet uint8
 
 const (
-	setClass  portSet = iota // → class
-	setSlots                 // slot → backend
-	setFrom                  // clients that may use it
-	setOn                    // host addresses on which a node port answers
-	setKeep                  // → for how long clients keep their backends
-	setKept                  // identity of a backend → backend
-	setRanges                // of a range: → class
-	setSpread                // of a range: slot → backend
-	setRangeFrom             // of a range: clients that may use it
+	setClass     portSet = iota // → class
+	setSlots                    // slot → backend
+	setFrom                     // clients that may use it
+	setOn                       // host addresses on which a node port answers
+	setKeep                     // → for how long clients keep their backends
+	setKept                     // identity of a backend → backend
+	setRanges                   // of a range: → class
+	setSpread                   // of a range: slot → backend
+	setRangeFrom                // of a range: clients that may use it
 	numPortSets
 )
 
