@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"nodenet/api"
-	"nodenet/config"
 	"nodenet/state"
 )
 
@@ -91,19 +90,4 @@ func (n *Node) aim(sn *state.Snapshot, p state.Publish) (netip.Addr, error) {
 		}
 	}
 	return t, invalid("publish %s: %s and the target %s are of different IP versions: write two of one version", p.Key(), h, t)
-}
-
-// checkPeersOf wants the peers that a CNI configuration names to be networks
-// of the Nodefile that may have some: those are there before any container is.
-func (n *Node) checkPeersOf(name string, peers []string) error {
-	for _, p := range peers {
-		i := slices.IndexFunc(n.cfg.Networks, func(c config.Network) bool { return c.Name == p })
-		switch {
-		case i < 0:
-			return invalid("network %s: peer %q is not a network of this node's Nodefile: add its block there, or remove it from peers", name, p)
-		case n.cfg.Networks[i].Internal:
-			return invalid("network %s: peer %s is internal, and has no peers: remove `internal` in the Nodefile or the peer", name, p)
-		}
-	}
-	return nil
 }
