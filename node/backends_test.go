@@ -182,11 +182,12 @@ func TestWhatWasSaidOfAGoneBackendGoesAfterAWhile(t *testing.T) {
 func TestCountFlows(t *testing.T) {
 	a, at := netip.MustParseAddr, netip.MustParseAddrPort
 	s := &state.ServiceView{
-		VIP: a("10.96.0.20"),
+		VIP: a("10.96.0.20"), VIP6: a("fd00:10:96::14"),
 		Service: state.Service{Addresses: []netip.Addr{a("198.51.100.7")}, Ports: []state.ServicePort{
 			{Protocol: "tcp", Port: 80, NodePort: 30080}, {Protocol: "udp", Port: 6000, Last: 6010, Target: 7000},
 		}},
-		Backends: []state.BackendOf{{Key: "one", Addr: a("10.244.0.2"), Targets: []uint16{8080, 7000}}, {Key: "two", Addr: a("10.244.0.3"), Targets: []uint16{8080, 0}}},
+		Backends: []state.BackendOf{{Key: "one", Addr: a("10.244.0.2"), Targets: []uint16{8080, 7000}}, {Key: "two", Addr: a("10.244.0.3"), Targets: []uint16{8080, 0}},
+			{Key: "one", Addr: a("fd00:10:244::2"), Targets: []uint16{8080, 7000}}},
 	}
 	flow := func(proto uint8, dest, target string) overlay.Connection {
 		return overlay.Connection{Proto: proto, Dest: at(dest), Target: at(target)}
@@ -197,7 +198,9 @@ func TestCountFlows(t *testing.T) {
 		flow(6, "192.0.2.1:30080", "10.244.0.2:8080"),
 		flow(17, "10.96.0.20:6003", "10.244.0.2:7003"),
 		flow(6, "10.96.0.20:80", "10.244.0.3:8080"),
+		flow(6, "[fd00:10:96::14]:80", "[fd00:10:244::2]:8080"),
 		// Not this service's:
+		flow(6, "[fd00:10:96::15]:80", "[fd00:10:244::2]:8080"),
 		flow(17, "10.96.0.20:80", "10.244.0.2:8080"),
 		flow(6, "10.96.0.21:80", "10.244.0.2:8080"),
 		flow(6, "10.96.0.20:81", "10.244.0.2:8080"),
@@ -205,7 +208,7 @@ func TestCountFlows(t *testing.T) {
 		flow(17, "10.96.0.20:6003", "10.244.0.3:7003"),
 		flow(6, "10.96.0.20:80", "10.244.0.9:8080"),
 	})
-	if d := cmp.Diff(map[string]int{"one": 4, "two": 1}, got); d != "" {
+	if d := cmp.Diff(map[string]int{"one": 5, "two": 1}, got); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
 }
