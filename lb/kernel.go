@@ -354,7 +354,10 @@ func (k *kernel) compose(o Ops) error {
 	}
 	for i := range o.Chains {
 		nt := &nftables.Table{Name: TableName, Family: family(o.Chains[i].Family)}
-		c.AddChain(kernelChain(nt, &o.Chains[i].Chain))
+		nc := c.AddChain(kernelChain(nt, &o.Chains[i].Chain))
+		if o.Chains[i].Flush {
+			c.FlushChain(nc)
+		}
 		k.rules(nt, &o.Chains[i].Chain)
 	}
 	for i := range o.Sets {

@@ -18,7 +18,7 @@ func TestTrace(t *testing.T) {
 		rand         uint32
 		want, path   string
 	}{
-		"first slot":                   {"nn-t0", w2, "10.96.0.20:80/tcp", 40000, 0, "accept to 10.244.0.2:8080", "raw_pre pre dispatch vip lb-2 guard_pre guard forward permit post translated"},
+		"first slot":                   {"nn-t0", w2, "10.96.0.20:80/tcp", 40000, 0, "accept to 10.244.0.2:8080", "raw_pre pre dispatch vip lb-2 guard_pre guard forward internals permit post translated"},
 		"second slot is itself":        {"nn-t0", w2, "10.96.0.20:80/tcp", 40000, 7, "accept to 10.244.0.3:8080 masquerade", ""},
 		"outside, backend here":        {"eth0", client, "10.96.0.23:80/tcp", 40000, 0, "accept to 10.244.0.2:8080", ""},
 		"outside, backend elsewhere":   {"eth0", client, "10.96.0.23:80/tcp", 40000, 1, "accept to 10.244.1.2:8080 masquerade", ""},
@@ -37,7 +37,7 @@ func TestTrace(t *testing.T) {
 		"answer to the node itself":    {"", "10.96.0.10", "10.96.0.10:40000/udp", 53, 0, "accept notrack", ""},
 		"node port on the resolver":    {"nn-t0", w1, "10.96.0.10:30080/tcp", 40000, 0, "reset", ""},
 		"published port on resolver":   {"nn-t0", w1, "10.96.0.10:8080/tcp", 40000, 0, "reset", ""},
-		"node port":                    {"eth0", client, "192.0.2.11:30080/tcp", 40000, 1, "accept to 10.244.0.3:8080", "raw_pre pre dispatch host np-2 guard_pre guard forward permit post translated"},
+		"node port":                    {"eth0", client, "192.0.2.11:30080/tcp", 40000, 1, "accept to 10.244.0.3:8080", "raw_pre pre dispatch host np-2 guard_pre guard forward internals permit post translated"},
 		"node port, elsewhere":         {"eth0", client, "192.0.2.11:30090/tcp", 40000, 1, "accept to 10.244.1.2:8080 masquerade", ""},
 		"node port, other protocol":    {"eth0", client, "192.0.2.11:30080/udp", 40000, 0, "accept", ""},
 		"node port, pod of a peer":     {"nn-vx1", w9, "192.0.2.11:30090/tcp", 40000, 1, "accept to 10.244.1.2:8080 masquerade", ""},
@@ -62,7 +62,7 @@ func TestTrace(t *testing.T) {
 		"reply of a backend is lifted": {"nn-t0", w1, "10.244.0.3:40000/tcp", 8080, 0, "accept lift 02:00:00:00:00:01", ""},
 		"other traffic is switched":    {"nn-t0", w1, "10.244.0.3:40000/tcp", 9999, 0, "accept", ""},
 
-		"v6: first slot":                   {"nn-t0", w2v6, "[fd00:10:96::14]:80/tcp", 40000, 0, "accept to [fd00:10:244::2]:8080", "raw_pre raw6 pre dispatch dispatch6 vip6 lb-2 guard_pre guard guard6 forward permit post translated translated6"},
+		"v6: first slot":                   {"nn-t0", w2v6, "[fd00:10:96::14]:80/tcp", 40000, 0, "accept to [fd00:10:244::2]:8080", "raw_pre raw6 pre dispatch dispatch6 vip6 lb-2 guard_pre guard guard6 forward internals permit post translated translated6"},
 		"v6: second slot is itself":        {"nn-t0", w2v6, "[fd00:10:96::14]:80/tcp", 40000, 7, "accept to [fd00:10:244::3]:8080 masquerade", ""},
 		"v6: outside, backend here":        {"eth0", client6, "[fd00:10:96::17]:80/tcp", 40000, 0, "accept to [fd00:10:244::2]:8080", ""},
 		"v6: outside, backend elsewhere":   {"eth0", client6, "[fd00:10:96::17]:80/tcp", 40000, 1, "accept to [fd00:10:244::102]:8080 masquerade", ""},
