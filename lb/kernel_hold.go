@@ -33,14 +33,17 @@ func openHold() (*hold, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", explain(err))
 	}
-	t := c.AddTable(&nftables.Table{Name: HoldName, Family: nftables.TableFamilyINet, Flags: nftables.TableFlagOwner})
-	for _, b := range holdChains {
-		c.AddChain(&nftables.Chain{Table: t, Name: b.name, Type: nftables.ChainTypeNAT, Hooknum: b.hook, Priority: b.priority})
+	err = addHold(c)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		// The kernel gives an owner to a table that is being made only. One
+		// without came from a saved listing of the rules, and is anybody's to
+		// delete.
+		c.DelTable(holdTable(0))
+		if err = c.Flush(); err == nil {
+			err = addHold(c)
+		}
 	}
-	// No packet gets to a chain without a hook to which nobody jumps.
-	tracked := c.AddChain(&nftables.Chain{Table: t, Name: "tracked"})
-	c.AddRule(&nftables.Rule{Table: t, Chain: tracked, Exprs: compile(t.Family, Rule{MatchDNAT{}, accept})})
-	if err := c.Flush(); err != nil {
+	if err != nil {
 		_ = c.CloseLasting()
 		if errors.Is(err, unix.EINVAL) { // what a kernel before 5.12 says of a flag that it does not know
 			err = fmt.Errorf("%w: %w", errNotSupported, err)
@@ -48,6 +51,22 @@ func openHold() (*hold, error) {
 		return nil, fmt.Errorf("add table inet %s: %w", HoldName, explain(err))
 	}
 	return &hold{c}, nil
+}
+
+func holdTable(flags nftables.TableFlags) *nftables.Table {
+	return &nftables.Table{Name: HoldName, Family: nftables.TableFamilyINet, Flags: flags}
+}
+
+// addHold makes the table in one transaction.
+func addHold(c *nftables.Conn) error {
+	t := c.AddTable(holdTable(nftables.TableFlagOwner))
+	for _, b := range holdChains {
+		c.AddChain(&nftables.Chain{Table: t, Name: b.name, Type: nftables.ChainTypeNAT, Hooknum: b.hook, Priority: b.priority})
+	}
+	// No packet gets to a chain without a hook to which nobody jumps.
+	tracked := c.AddChain(&nftables.Chain{Table: t, Name: "tracked"})
+	c.AddRule(&nftables.Rule{Table: t, Chain: tracked, Exprs: compile(t.Family, Rule{MatchDNAT{}, accept})})
+	return c.Flush()
 }
 
 // The priorities are those at which everybody has such chains. An empty one
