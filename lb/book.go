@@ -387,14 +387,19 @@ func (b *book) table() Table {
 	t.VIPs = slices.SortedFunc(maps.Keys(b.vips.n), netip.Addr.Compare)
 	t.External = slices.SortedFunc(maps.Keys(b.external.n), netip.Addr.Compare)
 	t.Sticky = slices.SortedFunc(maps.Keys(b.sticky.n), compareTarget)
-	for _, x := range slices.SortedFunc(maps.Keys(b.local.n), compareTarget) {
-		t.LocalBackends = append(t.LocalBackends, b.sc.localBackend(x))
-	}
+	t.LocalBackends = b.localBackends()
 	t.Remote = slices.SortedFunc(maps.Keys(b.remote.n), compareTarget)
 	t.Publishes, t.Loopback = b.pub.publishes, b.pub.loopback
 	t.Warnings = b.warningsNow()
 	t.policy = b.pol.sets()
 	return t
+}
+
+func (b *book) localBackends() (out []LocalBackend) {
+	for _, x := range slices.SortedFunc(maps.Keys(b.local.n), compareTarget) {
+		out = append(out, b.sc.localBackend(x))
+	}
+	return out
 }
 
 // outline is the table without what services change: enough to compare shapes.

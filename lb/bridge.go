@@ -17,10 +17,7 @@ import (
 //   - all fragments of UDP datagrams, by address: the later ones carry no
 //     ports, and connection tracking has to see all of a datagram or none.
 func (t *Table) bridgeTable() TableSpec {
-	lift := []Rule{
-		{MatchUnicast{}, Lift{[]Field{V4.saddr(), proto, sport}, "backends"}},
-		{MatchIPv6{Bridged: true}, MatchUnicast{}, Lift{[]Field{V6.saddr(), proto, sport}, "backends6"}},
-	}
+	lift := answerRules()
 	for _, v := range versions {
 		for _, e := range errorTypes[v] {
 			lift = append(lift, Rule{MatchError{v, e[0], e[1]}, MatchUnicast{}, Lift{[]Field{v.saddr()}, v.name("senders")}})
@@ -31,6 +28,14 @@ func (t *Table) bridgeTable() TableSpec {
 		Family: "bridge", Name: TableName,
 		Sets:   append(t.liftSets(), t.policy.of("bridge")...),
 		Chains: []Chain{{Name: "lift", Type: "filter", Hook: "prerouting", Priority: 0, Rules: append(lift, policeRules()...)}},
+	}
+}
+
+// answerRules lift answers.
+func answerRules() []Rule {
+	return []Rule{
+		{MatchUnicast{}, Lift{[]Field{V4.saddr(), proto, sport}, "backends"}},
+		{MatchIPv6{Bridged: true}, MatchUnicast{}, Lift{[]Field{V6.saddr(), proto, sport}, "backends6"}},
 	}
 }
 

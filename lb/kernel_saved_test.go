@@ -63,7 +63,7 @@ func TestSavedRules(t *testing.T) {
 	if out, err := s.load("flush ruleset\n" + saved); err != nil {
 		t.Errorf("saved without ours: %v\n%s", err, out)
 	}
-	if got := tables(s); got != "table inet nodenet-hold; table inet host" {
+	if got := tables(s); got != "table inet nodenet-hold; table bridge nodenet-hold; table inet host" {
 		t.Errorf("tables %q", got)
 	}
 	h.close()
@@ -84,7 +84,7 @@ func TestHoldOfAFile(t *testing.T) {
 	}
 	h := s.hold()
 	s.nft("", "flush", "ruleset")
-	if got := tables(s); got != "table inet nodenet-hold" {
+	if got := tables(s); got != "table inet nodenet-hold; table bridge nodenet-hold" {
 		t.Errorf("after a flush of everything: tables %q", got)
 	}
 	h.close()

@@ -32,9 +32,9 @@ func (thisHost) RuleFiles() map[string]string {
 var ourTables = regexp.MustCompile(`(?m)^\s*(?:(?:add|create)\s+)?table\s+((?:inet|bridge|netdev)\s+nodenet(?:-hold)?)(?:[\s{;]|$)`)
 
 // checkSavedRules warns of files that came of `nft list ruleset` with our
-// tables in it. While the daemon runs, its table inet nodenet-hold is nobody
-// else's to add to, and a file is loaded as a whole or not at all; nft 1.0.6
-// does not read back either what it lists of the other tables.
+// tables in it. While the daemon runs, its tables nodenet-hold are nobody else's
+// to add to, and a file is loaded as a whole or not at all; nft 1.0.6 does not
+// read back either what it lists of inet nodenet.
 func checkSavedRules(h hostFacts) api.Check {
 	c := api.Check{Name: "saved rules", Status: okay, Detail: "no file that is loaded at boot has tables of nodenet's in it"}
 	files := h.RuleFiles()
