@@ -29,7 +29,7 @@ const HoldName = "nodenet-hold"
 // Their flag "owner" (NFT_TABLE_F_OWNER, Linux 5.12) makes `flush ruleset` of
 // everybody else pass over them, and the kernel removes them when the socket
 // that made them closes, however the daemon ends: nothing is left to clean up.
-// A nil hold does nothing. It is not safe for concurrent use.
+// It is not safe for concurrent use.
 type hold struct {
 	conn *nftables.Conn
 	sets []Set // of table bridge, without elements
@@ -107,21 +107,24 @@ func (h *hold) make() error {
 // fill makes the copies equal to the sets of table bridge.
 func (h *hold) fill(sets []Set) error {
 	var ops []SetOp
-	for _, s := range sets {
+	for _, s := range heldSets(sets) {
 		ops = append(ops, SetOp{Family: "bridge", Set: s, Flush: true, Add: s.Elems})
 	}
-	return h.follow(ops)
+	return h.apply(ops)
 }
 
-// follow makes the changes of a transaction of ours to the copies.
-func (h *hold) follow(ops []SetOp) error {
-	if h == nil {
-		return nil
+// ofHeld are the operations on sets that are copied.
+func ofHeld(ops []SetOp) (out []SetOp) {
+	for _, o := range ops {
+		if o.Family == "bridge" && held(o.Set.Name) {
+			out = append(out, o)
+		}
 	}
-	ops = slices.DeleteFunc(slices.Clone(ops), func(o SetOp) bool { return o.Family != "bridge" || !held(o.Set.Name) })
-	if len(ops) == 0 {
-		return nil
-	}
+	return out
+}
+
+// apply makes changes to the copies, in one transaction.
+func (h *hold) apply(ops []SetOp) error {
 	t := holdTable("bridge", nftables.TableFlagOwner)
 	for i := range ops {
 		s := kernelSet(t, &ops[i].Set)
@@ -154,32 +157,38 @@ var holdChains = []struct {
 	{"postrouting", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource},
 }
 
-// close removes the tables, which disturbs no flow while ours are there.
+// close removes the tables, which disturbs no flow while ours are there. A nil
+// hold has none.
 func (h *hold) close() {
 	if h != nil {
 		_ = h.conn.CloseLasting()
 	}
 }
 
+// errUnknown says that it is not known what the copies lack.
+var errUnknown = errors.New("all copies are made anew")
+
 // keepHold makes the copies follow a transaction that is done, or all of them
 // anew where the book is. What goes wrong is no error: they serve in a moment that
 // may never come.
 func (b *LB) keepHold(now *book, ops Ops) {
-	if b.hold == nil {
+	changes := ofHeld(ops.Sets)
+	if b.hold == nil || now == b.book && len(changes) == 0 {
 		return
 	}
-	err := error(nil)
+	err := errUnknown
 	if now == b.book {
-		err = b.hold.follow(ops.Sets)
+		err = b.hold.apply(changes)
 	}
-	if now != b.book || err != nil {
+	if err != nil {
 		t := Table{LocalBackends: now.localBackends()}
 		err = b.hold.fill(t.liftSets())
 	}
 	if err != nil {
 		b.log.Warn("connections between workloads of one bridge may be reset when somebody flushes all rules", "table", "bridge "+HoldName, "err", err)
+		return
 	}
-	// The ruleset's generation went on by our doing, unless somebody else's too.
+	// The ruleset's generation went on by our doing, and perhaps somebody else's.
 	if g, err := b.opt.Kernel.Generation(); err == nil && g == b.expected+1 {
 		b.expected = g
 	}
