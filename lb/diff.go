@@ -145,7 +145,7 @@ func diffTables(old, now *Table) Ops {
 		}
 	}
 	o.Sets = append(o.Sets, diffSets("inet", a.smallSets(), b.smallSets())...)
-	o.Sets = append(o.Sets, diffSets("bridge", a.bridgeTable().Sets[:len(versions)], b.bridgeTable().Sets[:len(versions)])...)
+	o.Sets = append(o.Sets, diffSets("bridge", a.liftSets(), b.liftSets())...)
 	return o
 }
 

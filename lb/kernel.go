@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -277,6 +278,9 @@ func kernelSet(t *nftables.Table, s *Set) *nftables.Set {
 		ns.Dynamic, ns.HasTimeout, ns.Size = true, true, uint32(s.Learned)
 	}
 	ns.KeyType = datatype(s.Key)
+	if len(s.Key) == 1 && s.Key[0] == KindIfname {
+		ns.KeyByteOrder = binaryutil.NativeEndian // else nft lists the names as empty
+	}
 	if ns.IsMap {
 		ns.DataType = datatype(s.Val)
 	}
