@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -55,12 +54,12 @@ func (s *space) sctpTo(address string, from uint16) (*sctp.Assoc, *net.IPConn, e
 	return a, c, err
 }
 
-// associate does a whole association and returns the answer, as call does.
-// Another network than "sctp" is the port to come from.
-func (s *space) associate(network, address string) string {
+// associate does a whole association, from any port if from is 0, and returns
+// the answer or what went wrong. Of refusals it tells "aborted", "refused",
+// "unreachable" and "denied", see package sctp.
+func (s *space) associate(from uint16, address string) string {
 	s.t.Helper()
-	from, _ := strconv.ParseUint(network, 10, 16)
-	a, c, err := s.sctpTo(address, uint16(from))
+	a, c, err := s.sctpTo(address, from)
 	if c != nil {
 		defer c.Close()
 	}
@@ -220,7 +219,7 @@ func sctpTraffic(t *testing.T, tp *topology, p sctpPlan) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			start := time.Now()
-			callsOf(t, tt.from.associate, "sctp", tt.to, tt.want...)
+			calls(t, tt.from, "sctp", tt.to, tt.want...)
 			if d := time.Since(start); len(tt.want) == 1 && d > 400*time.Millisecond {
 				t.Errorf("after %v", d)
 			}
@@ -340,7 +339,7 @@ func (c *sctpClient) comesAgain(t *testing.T, want string) {
 	if got := c.ask(); got != gone {
 		t.Errorf("%s: DATA: got %q, want %q", c.to, got, gone)
 	}
-	got, _, _ := strings.Cut(c.s.associate(fmt.Sprint(c.port), c.to), " ")
+	got, _, _ := strings.Cut(c.s.associate(c.port, c.to), " ")
 	if got != want {
 		t.Errorf("%s: from the same port: got %q, want %q", c.to, got, want)
 	}
