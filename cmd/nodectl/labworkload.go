@@ -81,9 +81,9 @@ func (c *cli) labWorkloadAddCmd(f *labFlags) *cobra.Command {
 	fl.StringVar(&o.Namespace, "namespace", "default", "namespace of the name")
 	fl.StringVar(&o.Network, "network", config.DefaultNetwork, "network to attach to")
 	fl.StringToStringVar(&o.Labels, "label", nil, "label KEY=VALUE")
-	fl.StringSliceVar(&ports, "port", nil, "port [NAME=]PORT[/udp]")
+	fl.StringSliceVar(&ports, "port", nil, "port [NAME=]PORT[/PROTO]")
 	fl.StringVar(&ip, "ip", "", "wanted address")
-	fl.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT[-LAST]:PORT[/udp] of the node")
+	fl.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT[-LAST]:PORT[/PROTO] of the node")
 	fl.StringVar(&o.Mode, "mode", "bridge", "bridge or none")
 	fl.Uint16Var(&o.Serve, "serve", 0, "run a small web server on this port")
 	return cmd
