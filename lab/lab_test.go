@@ -366,11 +366,7 @@ func TestAliveThroughExec(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for range 5 {
-		cmd, err := enterCommand(context.Background(), self, View{Netns: "/proc/self/ns/net"}, []string{"sleep", "60"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := start(cmd, filepath.Join(dir, "log"))
+		p, err := start(View{Netns: "/proc/self/ns/net"}, filepath.Join(dir, "log"), self, "lab", "become", "sleep", "60")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -405,7 +401,7 @@ func TestJoinByToken(t *testing.T) {
 func TestUpFails(t *testing.T) {
 	needRoot(t)
 	before := traces(t)
-	o := Options{Name: fmt.Sprintf("nnt-lab-%d", os.Getpid()), Root: filepath.Join(t.TempDir(), "labs"), Nodes: 2, Nodefile: "# crash\n"}
+	o := Options{Name: fmt.Sprintf("nnt-lab-%d", os.Getpid()), Root: filepath.Join(t.TempDir(), "labs"), Nodes: 2, Nodefile: "# crash node1\n"}
 	_, err := Up(t.Context(), o)
 	if err == nil {
 		t.Fatal("the lab is up")
