@@ -121,7 +121,7 @@ func (p *parser) publish(b block) {
 		return
 	}
 	pub := Publish{Pos: b.pos}
-	host, proto, err := protocol(b.keys[1], "tcp", "udp")
+	host, proto, err := protocol(b.keys[1], "tcp", "udp", "sctp")
 	if err != nil {
 		p.faults.add(b.pos, title, "%v", err)
 	}
@@ -143,6 +143,9 @@ func (p *parser) publish(b block) {
 	}
 	if pub.Target, err = targets(b.keys[2], pub.HostPort, pub.Last); err != nil {
 		p.faults.add(b.pos, title, "%v", err)
+	}
+	if pub.Protocol == "sctp" && pub.HostAddr.IsLoopback() {
+		p.faults.add(b.pos, title, "SCTP is not served on loopback, write an address of the network, or none for all of the host's")
 	}
 	p.cfg.Publishes = append(p.cfg.Publishes, pub)
 }

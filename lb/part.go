@@ -139,8 +139,14 @@ func (sc *scope) publish(v *state.View, out *part, p state.Publish) {
 		q.Target = netip.AddrPortFrom(a, p.Port) // of a version that wrote the IPv4 one
 	}
 	switch {
-	case q.Proto != TCP && q.Proto != UDP:
-		out.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
+	case q.Proto == 0:
+		out.warn("publish %s: protocol %q: use tcp, udp or sctp", p.Key(), p.Protocol)
+		return
+	case q.Proto == SCTP && sc.l.NoSCTP:
+		out.warn("publish %s: %s", p.Key(), untracked)
+		return
+	case q.Proto == SCTP && q.HostAddr.IsLoopback():
+		out.warn("publish %s: SCTP is not served on loopback: publish an address of the network, or none for all", p.Key())
 		return
 	case !p.Target.IsValid():
 		out.warn("publish %s: no target address", p.Key())
