@@ -215,7 +215,14 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if err != nil {
 		return err
 	}
-	if n.lb, err = lb.New(lb.Options{Logger: n.log.With("part", "lb"), Registry: reg, Conntrack: n.overlay.Conntrack()}); err != nil {
+	if n.fds, err = openFDStore(n.log.With("part", "sockets")); err != nil {
+		return err
+	}
+	lbOptions := lb.Options{Logger: n.log.With("part", "lb"), Registry: reg, Conntrack: n.overlay.Conntrack()}
+	if n.fds != nil {
+		lbOptions.Keeper = fdPart{n.fds, fdsOfLB}
+	}
+	if n.lb, err = lb.New(lbOptions); err != nil {
 		return err
 	}
 	if err := n.loadFirewalls(); err != nil {
@@ -228,15 +235,12 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if err != nil {
 		return err
 	}
-	if n.fds, err = openFDStore(n.log.With("part", "dns")); err != nil {
-		return err
-	}
 	dnsOptions := dns.Options{
 		Servers: n.cfg.Servers, Logger: n.log.With("part", "dns"), Registry: reg,
 		Load: n.reloadServers, Ready: n.ready,
 	}
 	if n.fds != nil {
-		dnsOptions.Keeper = n.fds
+		dnsOptions.Keeper = fdPart{n.fds, fdsOfDNS}
 	}
 	if n.dns, err = dns.New(dnsOptions); err != nil {
 		return err
