@@ -168,8 +168,10 @@ func (b *LB) Run(ctx context.Context) error {
 			if retry != nil || b.book == nil || b.watch.upTo(b.expected) || !b.disturbed() {
 				continue
 			}
-			if b.intact() {
-				b.lookAround()
+			if before := b.expected; b.intact() {
+				if b.watch.reshaped(before) {
+					b.lookAround()
+				}
 				continue
 			}
 			b.book = nil

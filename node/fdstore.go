@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,12 +36,17 @@ type fdStore struct {
 
 // Names of descriptors begin with whose they are.
 const (
-	fdsOfDNS = "dns-"
-	fdsOfLB  = "lb-"
+	fdsOfDNS      = "dns-"
+	fdsOfLB       = "lb-"
+	fdsOfAnnounce = "announce-"
 )
 
-// fdPart is the store as one part sees it. It implements dns.Keeper and
-// lb.Keeper.
+func isOurs(name string) bool {
+	return slices.ContainsFunc([]string{fdsOfDNS, fdsOfLB, fdsOfAnnounce}, func(p string) bool { return strings.HasPrefix(name, p) })
+}
+
+// fdPart is the store as one part sees it. It implements dns.Keeper,
+// lb.Keeper and announce.Sockets.
 type fdPart struct {
 	*fdStore
 	prefix string
@@ -86,7 +92,7 @@ func inherited(pid, count, names string) map[string]*os.File {
 	list := strings.Split(names, ":")
 	for i := range n {
 		unix.CloseOnExec(first + i)
-		if i >= len(list) || !strings.HasPrefix(list[i], fdsOfDNS) && !strings.HasPrefix(list[i], fdsOfLB) {
+		if i >= len(list) || !isOurs(list[i]) {
 			continue
 		}
 		f := os.NewFile(uintptr(first+i), list[i])

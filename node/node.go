@@ -229,8 +229,12 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		return err
 	}
 	n.observedLinks()
+	host := announce.Host{}
+	if n.fds != nil {
+		host.Sockets = fdPart{n.fds, fdsOfAnnounce}
+	}
 	n.announce, err = announce.New(announce.Options{
-		Ready: n.announceReady, Changed: n.linksChanged, Logger: n.log.With("part", "announce"), Registry: reg,
+		System: host, Ready: n.announceReady, Changed: n.linksChanged, Logger: n.log.With("part", "announce"), Registry: reg,
 	})
 	if err != nil {
 		return err
@@ -319,7 +323,7 @@ func (n *Node) run(ctx context.Context) error {
 		{"gossip", n.afterSaved(n.gossip.Run)},
 		{"overlay", n.overlay.Run},
 		{"lb", n.lb.Run},
-		{"announce", n.announce.Run},
+		{"announce", n.runAnnounce},
 		{"lans", n.runLANs},
 		{"dns", n.dns.Run},
 		{"dhcp", n.dhcp.Run},

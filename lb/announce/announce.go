@@ -299,7 +299,7 @@ func (s *Speaker) sync(now time.Time) time.Time {
 	}
 	for index, p := range s.ports {
 		if addrs := used[index]; len(addrs) == 0 {
-			p.close()
+			p.leave()
 			delete(s.ports, index)
 		} else if err := p.wire.Listen(addrs); err != nil {
 			s.log.Warn("asks for an address may not be heard", "link", p.link.Name, "err", err)
@@ -375,7 +375,7 @@ func (s *Speaker) look() {
 	for index, p := range s.ports {
 		l := byIndex[index]
 		if l == nil || !l.Up || l.MAC != p.link.MAC || l.Name != p.link.Name {
-			p.close()
+			p.leave()
 			delete(s.ports, index)
 		} else {
 			p.link = *l
@@ -387,6 +387,13 @@ func (s *Speaker) look() {
 	}
 }
 
+// leave closes a port that this node is not to be heard by any more.
+func (p *port) leave() {
+	_ = p.wire.Listen(nil) // the worst is a group too many, until the daemon is stopped
+	p.close()
+}
+
+// close closes a port; what the kernel does by itself goes on.
 func (p *port) close() {
 	close(p.done)
 	p.wire.Close()
@@ -419,7 +426,7 @@ func (s *Speaker) hear(h heard, now time.Time) bool {
 	}
 	if h.frame == nil {
 		s.log.Warn("link not heard any more, opening it again", "link", h.port.link.Name, "err", h.err)
-		h.port.close()
+		h.port.leave()
 		delete(s.ports, h.port.link.Index)
 		return true
 	}

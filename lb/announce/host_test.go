@@ -2,6 +2,7 @@ package announce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -146,6 +149,11 @@ func (s *space) resolve(dev string, a netip.Addr) (mac MAC) {
 // start runs a speaker in the namespace.
 func (s *space) start(v *state.View) (sp *Speaker, stop func()) {
 	s.t.Helper()
+	return s.startOn(Host{}, v)
+}
+
+func (s *space) startOn(h Host, v *state.View) (sp *Speaker, stop func()) {
+	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	ready := make(chan struct{})
@@ -158,7 +166,7 @@ func (s *space) start(v *state.View) (sp *Speaker, stop func()) {
 			return
 		}
 		var err error
-		sp, err = New(Options{})
+		sp, err = New(Options{System: h})
 		close(ready)
 		if err == nil {
 			sp.Set(Elect(v), v.Rev)
@@ -258,8 +266,10 @@ func TestHostAnswers(t *testing.T) {
 	}
 	// The daemon is gone, and the kernel still answers.
 	stop()
-	if got := client.resolve("eth0", ext4); got != nodeMAC {
-		t.Errorf("without the daemon %s is at %s, want %s", ext4, got, nodeMAC)
+	for _, a := range []netip.Addr{ext4, ext6} {
+		if got := client.resolve("eth0", a); got != nodeMAC {
+			t.Errorf("without the daemon %s is at %s, want %s", a, got, nodeMAC)
+		}
 	}
 	// It is back and not elected any more: nobody answers.
 	list := nodes(1)
@@ -267,10 +277,117 @@ func TestHostAnswers(t *testing.T) {
 	sp, stop = node.start(viewOf(1, list, svc("web", ext4, ext6)))
 	defer stop()
 	waitFor(t, "the plan is applied", 5*time.Second, func() bool { return sp.Status().Applied > 0 })
-	waitFor(t, "nobody answers", 10*time.Second, func() bool { return client.resolve("eth0", ext4) == MAC{} })
+	for _, a := range []netip.Addr{ext4, ext6} {
+		waitFor(t, "nobody answers", 10*time.Second, func() bool { return client.resolve("eth0", a) == MAC{} })
+	}
 	if text := node.nft("list", "ruleset"); strings.Contains(text, "netdev") {
 		t.Errorf("rules are left:\n%s", text)
 	}
+}
+
+// shelf is a service manager, for sockets of one process after the other.
+type shelf struct {
+	mu    sync.Mutex
+	files map[string]*os.File
+	given map[string]bool
+}
+
+func (s *shelf) dup(f *os.File, name string) (*os.File, error) {
+	n, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return os.NewFile(uintptr(n), name), err
+}
+
+func (s *shelf) Take(name string) *os.File {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.files[name] == nil || s.given[name] {
+		return nil
+	}
+	s.given[name] = true
+	f, err := s.dup(s.files[name], name)
+	if err != nil {
+		return nil
+	}
+	return f
+}
+
+func (s *shelf) Keep(name string, c syscall.RawConn) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	cerr := c.Control(func(fd uintptr) {
+		var n int
+		n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		s.files[name], s.given[name] = os.NewFile(uintptr(n), name), true
+	})
+	return errors.Join(err, cerr)
+}
+
+func (s *shelf) Drop(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.files[name]; f != nil {
+		f.Close()
+	}
+	delete(s.files, name)
+	return nil
+}
+
+// inodes tells the sockets.
+func (s *shelf) inodes() (out []uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.files {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err == nil {
+			out = append(out, st.Ino)
+		}
+	}
+	return out
+}
+
+// TestHostStaysMember: the interface hears asks for an IPv6 address from one
+// process to the next, and no longer than it is held.
+func TestHostStaysMember(t *testing.T) {
+	node, _ := cable(t)
+	k := &shelf{files: map[string]*os.File{}, given: map[string]bool{}}
+	group := strings.ReplaceAll(solicitedNode(ext6).StringExpanded(), ":", "")
+	member := func() (yes bool) {
+		node.do(func() error {
+			b, err := os.ReadFile("/proc/thread-self/net/igmp6")
+			yes = strings.Contains(string(b), group)
+			return err
+		})
+		return yes
+	}
+	v := viewOf(1, nodes(1), svc("web", ext6))
+	var before uint64
+	for i := range 3 {
+		clear(k.given)
+		sp, stop := node.startOn(Host{Sockets: k}, v)
+		waitFor(t, "the address is announced", 10*time.Second, announced(sp, 1))
+		kept := k.inodes()
+		if !member() || len(kept) != 1 {
+			t.Fatalf("process %d: member %t, %d sockets kept", i, member(), len(kept))
+		}
+		if kept[0] == before {
+			t.Errorf("process %d keeps the socket of the one before, whose groups are not known", i)
+		}
+		before = kept[0]
+		stop()
+		if !member() {
+			t.Fatalf("process %d took the membership along", i)
+		}
+	}
+	clear(k.given)
+	sp, stop := node.startOn(Host{Sockets: k}, v)
+	defer stop()
+	waitFor(t, "the address is announced", 10*time.Second, announced(sp, 1))
+	list := nodes(1)
+	list[0].LANs = nil
+	gone := viewOf(1, list, svc("web", ext6))
+	sp.Set(Elect(gone), gone.Rev+1)
+	waitFor(t, "it is no member", 5*time.Second, func() bool { return !member() && len(k.inodes()) == 0 })
 }
 
 // nft runs the command line tool as an independent witness.
@@ -383,14 +500,27 @@ func TestResponder(t *testing.T) {
 	if !strings.Contains(text, "192.0.2.200 timeout") || strings.Contains(text, "192.0.2.201") {
 		t.Errorf("the nft command lists\n%s", text)
 	}
+	keep(ext4, ext6)
+	wantKept(ext4, ext6)
+	if got := client.resolve("eth0", ext6); got != nodeMAC {
+		t.Errorf("%s is at %s, want %s", ext6, got, nodeMAC)
+	}
+	if got := client.resolve("eth0", ext6.Next()); got != (MAC{}) {
+		t.Errorf("%s, which nobody has, is at %s", ext6.Next(), got)
+	}
+	keep(ext4)
+	wantKept(ext4)
 	// Flushed by somebody: the next time puts it back.
 	node.nft("flush", "ruleset")
 	keep(ext4)
 	wantKept(ext4)
 	// Not renewed: it ends by itself, and being renewed too late is no error.
 	r.time = 500 * time.Millisecond
-	keep(ext4)
+	keep(ext4, ext6)
 	waitFor(t, "the kernel stops to answer", 5*time.Second, func() bool { list, err := r.Kept(); return err == nil && len(list) == 0 })
+	if got := client.resolve("eth0", ext6); got != (MAC{}) {
+		t.Errorf("%s is at %s after the time", ext6, got)
+	}
 	r.time = keepTime
 	keep(ext4)
 	wantKept(ext4)
