@@ -101,7 +101,11 @@ func (c class) chain(nodePorts bool) Chain {
 			add(inL4, MatchSet{Fields: []Field{v.daddr(), proto, dport}, Not: true, Set: v.name("npon")}, ClearPriority{}, goBack)
 		}
 		if c&fromSome != 0 {
-			add(inL4, MatchSet{Fields: append([]Field{v.saddr()}, port...), Not: true, Set: v.name(prefix + "from")}, drop)
+			from := prefix + "from"
+			if c&inRange != 0 {
+				from = "rangefrom"
+			}
+			add(inL4, MatchSet{Fields: append([]Field{v.saddr()}, port...), Not: true, Set: v.name(from)}, drop)
 		}
 		if c&sticky == sticky {
 			// What is remembered of a backend that is not one any more is forgotten.

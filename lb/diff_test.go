@@ -56,7 +56,7 @@ func genTable(t *rapid.T) Table {
 }
 
 // fakeKernel keeps what is applied as text keys and refuses what nf_tables
-// refuses: deleting what is not there, adding what is.
+// refuses: deleting what is not there, adding what is, intervals that overlap.
 type fakeKernel struct {
 	mu     sync.Mutex
 	tables map[string]*Observed
@@ -137,11 +137,34 @@ func (f *fakeKernel) Apply(o Ops) error {
 			if _, ok := els[e.Key]; ok {
 				return fmt.Errorf("element %s is in %s", s.Set.text(e), s.Set.Name)
 			}
+			if s.Set.Interval {
+				for _, o := range els {
+					if overlap(&s.Set, e, o) {
+						return fmt.Errorf("element %s overlaps %s in %s", s.Set.text(e), s.Set.text(o), s.Set.Name)
+					}
+				}
+			}
 			els[e.Key] = e
 		}
 		f.tables[s.Family].Elems[s.Set.Name] = slices.SortedFunc(maps.Values(els), func(a, b Elem) int { return strings.Compare(a.Key, b.Key) })
 	}
 	return f.fail
+}
+
+// overlap reports whether some packet meets two elements of an interval set.
+func overlap(s *Set, a, b Elem) bool {
+	if len(s.Key) == 1 { // the end is beyond
+		return (b.End == "" || a.Key < b.End) && (a.End == "" || b.Key < a.End)
+	}
+	at := 0
+	for _, k := range s.Key {
+		to := at + (k.size()+3)&^3
+		if a.End[at:to] < b.Key[at:to] || b.End[at:to] < a.Key[at:to] {
+			return false
+		}
+		at = to
+	}
+	return true
 }
 
 // TestDiffAgrees: whatever sequence of tables is applied, step by step or

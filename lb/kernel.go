@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernel speaks nf_tables over one lasting netlink socket: closing a socket
+// kernel speaks nf_tables over lasting netlink sockets: closing a socket
 // after a deletion waits for the kernel's garbage collection, 12 ms and more.
 type kernel struct {
-	conn *nftables.Conn
+	conn  *nftables.Conn
+	batch *batch
 }
 
 // OpenKernel opens the nftables of the calling thread's network namespace.
@@ -31,10 +32,15 @@ func openKernel() (*kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", explain(err))
 	}
-	return &kernel{conn: c}, nil
+	b, err := openBatch()
+	if err != nil {
+		_ = c.CloseLasting()
+		return nil, fmt.Errorf("open nftables: %w", explain(err))
+	}
+	return &kernel{c, b}, nil
 }
 
-func (k *kernel) Close() error { return k.conn.CloseLasting() }
+func (k *kernel) Close() error { return errors.Join(k.conn.CloseLasting(), k.batch.close()) }
 
 // explain marks the errors that an operator can do something about.
 func explain(err error) error {
@@ -50,11 +56,11 @@ func explain(err error) error {
 }
 
 func (k *kernel) Generation() (uint32, error) {
-	g, err := k.conn.GetGen()
+	g, err := k.batch.generation()
 	if err != nil {
 		return 0, fmt.Errorf("read nftables generation: %w", explain(err))
 	}
-	return g.ID, nil
+	return g, nil
 }
 
 func family(name string) nftables.TableFamily {
@@ -310,6 +316,17 @@ func datatype(kinds []Kind) nftables.SetDatatype {
 // Apply performs o in one transaction. Deletions come first, since a key can
 // be added again in the same transaction only after its deletion.
 func (k *kernel) Apply(o Ops) error {
+	if k.batch.takes(&o) {
+		return k.batch.apply(o.Sets)
+	}
+	if err := k.compose(o); err != nil {
+		return err
+	}
+	return explain(k.conn.Flush())
+}
+
+// compose queues o with google/nftables.
+func (k *kernel) compose(o Ops) error {
 	c := k.conn
 	for i := range o.Replace {
 		t := &o.Replace[i]
@@ -358,7 +375,7 @@ func (k *kernel) Apply(o Ops) error {
 			return err
 		}
 	}
-	return explain(c.Flush())
+	return nil
 }
 
 func (k *kernel) add(t *nftables.Table, s *Set, elems []Elem) error {

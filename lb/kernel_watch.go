@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,9 +19,9 @@ import (
 // noticed without listing any.
 //
 // A transaction is known by the generation of the ruleset that it made. Ours
-// are told like everybody's until the first that touched our tables was read;
-// from then on the kernel keeps them back, see deaf. Who asks knows which
-// generations are its own.
+// are told like everybody's until the first by a socket that touched our tables
+// was read; from then on the kernel keeps that socket's back, see deaf. Who
+// asks knows which generations are its own.
 // All methods are safe for concurrent use; a nil watch knows nothing.
 type watch struct {
 	f    *os.File
@@ -45,6 +46,7 @@ const (
 	groupNFTables = 7       // NFNLGRP_NFTABLES
 	watchBuffer   = 8 << 20 // what the kernel may queue: a cold load is some MB
 	maxTouched    = 4096    // remembered; more, and nothing is known
+	maxOwn        = 8       // sockets of ours that are filtered
 	catchUp       = 50 * time.Millisecond
 )
 
@@ -86,7 +88,8 @@ func (w *watch) signal() <-chan struct{} {
 func (w *watch) read() {
 	buf := make([]byte, 1<<17)
 	var t touch
-	var ours, shaped, filtered bool
+	var ours, shaped bool
+	var own []uint32 // ports of our transactions
 	for {
 		n, err := w.f.Read(buf)
 		switch {
@@ -105,10 +108,10 @@ func (w *watch) read() {
 				var thread uint32
 				t.gen, thread, t.by = generation(m.attrs)
 				w.commit(t, ours, shaped)
-				if ours && !filtered && isOwn(thread) {
+				if ours && len(own) < maxOwn && !slices.Contains(own, m.port) && isOwn(thread) {
 					// Without the filter it costs more, and all is known.
-					_ = w.deaf(m.port)
-					filtered = true
+					own = append(own, m.port)
+					_ = w.deaf(own)
 				}
 				t, ours, shaped = touch{}, false, false
 			case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:

@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deaf lets the kernel drop messages about what the netlink port of our own
+// deaf lets the kernel drop messages about what the netlink ports of our own
 // transactions did, before they are queued and wake the reader. It builds them
 // all the same. (The kernel puts the sender's port into the
 // header: nlmsg_pid, include/net/netfilter/nf_tables.h, nft_ctx.)
-func (w *watch) deaf(port uint32) error {
-	prog, err := bpf.Assemble(dropPort(port))
+func (w *watch) deaf(ports []uint32) error {
+	prog, err := bpf.Assemble(dropPorts(ports))
 	if err != nil {
 		return fmt.Errorf("watch nftables: %w", err)
 	}
@@ -46,15 +46,16 @@ func isOwn(thread uint32) bool {
 	return err == nil
 }
 
-// dropPort passes messages but those with a port in their header. A filter
-// loads words as the network sends them, the header has the host's order.
-func dropPort(port uint32) []bpf.Instruction {
-	var host [4]byte
-	binary.NativeEndian.PutUint32(host[:], port)
-	return []bpf.Instruction{
-		bpf.LoadAbsolute{Off: 12, Size: 4}, // nlmsg_pid
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(host[:]), SkipFalse: 1},
-		bpf.RetConstant{Val: 0},
-		bpf.RetConstant{Val: ^uint32(0)},
+// dropPorts passes messages but those with one of the ports in their header. A
+// filter loads words as the network sends them, the header has the host's
+// order.
+func dropPorts(ports []uint32) []bpf.Instruction {
+	prog := []bpf.Instruction{bpf.LoadAbsolute{Off: 12, Size: 4}} // nlmsg_pid
+	for i, p := range ports {
+		var host [4]byte
+		binary.NativeEndian.PutUint32(host[:], p)
+		// Over the other comparisons and the passing on.
+		prog = append(prog, bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(host[:]), SkipTrue: uint8(len(ports) - i)})
 	}
+	return append(prog, bpf.RetConstant{Val: ^uint32(0)}, bpf.RetConstant{Val: 0})
 }

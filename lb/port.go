@@ -12,14 +12,15 @@ import (
 type portSet uint8
 
 const (
-	setClass  portSet = iota // → class
-	setSlots                 // slot → backend
-	setFrom                  // clients that may use it
-	setOn                    // host addresses on which a node port answers
-	setKeep                  // → for how long clients keep their backends
-	setKept                  // identity of a backend → backend
-	setRanges                // of a range: → class
-	setSpread                // of a range: slot → backend
+	setClass     portSet = iota // → class
+	setSlots                    // slot → backend
+	setFrom                     // clients that may use it
+	setOn                       // host addresses on which a node port answers
+	setKeep                     // → for how long clients keep their backends
+	setKept                     // identity of a backend → backend
+	setRanges                   // of a range: → class
+	setSpread                   // of a range: slot → backend
+	setRangeFrom                // of a range: clients that may use it
 	numPortSets
 )
 
@@ -48,6 +49,9 @@ func portSets(v Version, nodePorts bool) (out [numPortSets]Set) {
 	out[setRanges] = Set{Name: v.name("ranges"), Decl: "type " + what + " : classid", Key: key, Val: []Kind{KindClass}, Interval: true}
 	out[setSpread] = Set{Name: v.name("rangeeps"), Decl: "typeof " + typeOf + " . numgen random mod 256 : " + h + " daddr",
 		Key: append(key, KindSlot), Val: []Kind{addrKind(v)}, Interval: true}
+	// Apart from setFrom: a port may lie within another service's range.
+	out[setRangeFrom] = out[setFrom]
+	out[setRangeFrom].Name = v.name("rangefrom")
 	return out
 }
 
@@ -136,7 +140,11 @@ func (s *Service) others() (out [numPortSets][]Elem) {
 			})
 		}
 	}
-	if c&fromSome != 0 {
+	switch {
+	case c&fromSome == 0:
+	case s.Last != 0:
+		within(setRangeFrom, s.Sources)
+	default:
 		within(setFrom, s.Sources)
 	}
 	if c&onSome != 0 {
