@@ -18,8 +18,8 @@ import (
 )
 
 // Keeper holds sockets beyond the life of the process, for the next one to
-// take. Names are those of this package, such as lb-tcp-127.0.0.1-8080. All
-// methods are called by several goroutines.
+// take. Names are those of this package, such as lb-tcp-127.0.0.1-8080. It is
+// called by one goroutine at a time.
 type Keeper interface {
 	// Take returns what the process before this one left under a name, once;
 	// the caller closes it. Nil: there is none. It stays kept.
