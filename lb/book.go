@@ -49,8 +49,8 @@ type book struct {
 
 // declarations are the sets of one version whose elements a service can change.
 type declarations struct {
-	ports                                      [2][numPortSets]Set // node ports are the second
-	vips, external, hairpin, remote, ids, lift Set
+	ports                                               [2][numPortSets]Set // node ports are the second
+	vips, external, hairpin, remote, ids, lift, senders Set
 }
 
 func newDeclarations() (out [len(versions)]declarations) {
@@ -64,7 +64,7 @@ func newDeclarations() (out [len(versions)]declarations) {
 		out[v] = declarations{
 			ports: [2][numPortSets]Set{portSets(v, false), portSets(v, true)},
 			vips:  named("vips"), external: named("external"), hairpin: named("hairpin"), remote: named("remote"),
-			ids: named("ids"), lift: named("backends"),
+			ids: named("ids"), lift: named("backends"), senders: named("senders"),
 		}
 	}
 	return out
@@ -91,9 +91,9 @@ func (r *refs[K]) add(k K, d int) {
 	}
 }
 
-// settle returns the elements of keys that came or went, in the set of each
-// version.
-func (r *refs[K]) settle(family string, set func(Version) Set, elem func(K) (Version, Elem, bool)) []SetOp {
+// changes returns the elements of keys that came or went since they were
+// settled, in the set of each version.
+func (r *refs[K]) changes(family string, set func(Version) Set, elem func(K) (Version, Elem, bool)) []SetOp {
 	var ops []SetOp
 	for _, v := range versions {
 		ops = append(ops, SetOp{Family: family, Set: set(v)})
@@ -107,11 +107,20 @@ func (r *refs[K]) settle(family string, set func(Version) Set, elem func(K) (Ver
 			}
 		}
 	}
-	r.forget()
 	return ops
 }
 
 func (r *refs[K]) forget() { clear(r.was) }
+
+// forget settles what services share.
+func (b *book) forget() {
+	b.vips.forget()
+	b.external.forget()
+	b.sticky.forget()
+	b.local.forget()
+	b.hairpin.forget()
+	b.remote.forget()
+}
 
 // newBook looks at everything. Its slots are in the order of Derive.
 func newBook(v *state.View, l Local) *book {
@@ -134,12 +143,7 @@ func newBook(v *state.View, l Local) *book {
 			b.ports[k] = s
 		}
 	}
-	b.vips.forget()
-	b.external.forget()
-	b.sticky.forget()
-	b.local.forget()
-	b.hairpin.forget()
-	b.remote.forget()
+	b.forget()
 	b.pol = newPolicyBook(v, sc)
 	return b
 }
@@ -383,14 +387,19 @@ func (b *book) table() Table {
 	t.VIPs = slices.SortedFunc(maps.Keys(b.vips.n), netip.Addr.Compare)
 	t.External = slices.SortedFunc(maps.Keys(b.external.n), netip.Addr.Compare)
 	t.Sticky = slices.SortedFunc(maps.Keys(b.sticky.n), compareTarget)
-	for _, x := range slices.SortedFunc(maps.Keys(b.local.n), compareTarget) {
-		t.LocalBackends = append(t.LocalBackends, b.sc.localBackend(x))
-	}
+	t.LocalBackends = b.localBackends()
 	t.Remote = slices.SortedFunc(maps.Keys(b.remote.n), compareTarget)
 	t.Publishes, t.Loopback = b.pub.publishes, b.pub.loopback
 	t.Warnings = b.warningsNow()
 	t.policy = b.pol.sets()
 	return t
+}
+
+func (b *book) localBackends() (out []LocalBackend) {
+	for _, x := range slices.SortedFunc(maps.Keys(b.local.n), compareTarget) {
+		out = append(out, b.sc.localBackend(x))
+	}
+	return out
 }
 
 // outline is the table without what services change: enough to compare shapes.

@@ -304,6 +304,7 @@ delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 1 : 10.244.1.2 . 80 }
 add element inet nodenet eps { 10.96.0.24 . tcp . 80 . 1 : 10.244.0.2 . 80 }
 add element inet nodenet hairpin { 10.244.0.2 . 10.244.0.2 }
 add element bridge nodenet backends { 10.244.0.2 . tcp . 80 : 02:00:00:00:00:01 }
+add element bridge nodenet senders { 10.244.0.2 : 02:00:00:00:00:01 }
 `},
 		{"the only port of an address gets a node port", svc("web", "10.96.0.24", "tcp", 80, 30001, "10.244.0.2:80", "10.244.1.3:80"), `
 delete element inet nodenet eps { 10.96.0.24 . tcp . 80 . 2 : 10.244.1.4 . 80 }
@@ -328,6 +329,7 @@ add element inet nodenet vips { 10.96.0.25 }
 delete element inet nodenet hairpin { 10.244.0.2 . 10.244.0.2 }
 delete element inet nodenet remote { 10.244.1.3 . tcp . 80 }
 delete element bridge nodenet backends { 10.244.0.2 . tcp . 80 : 02:00:00:00:00:01 }
+delete element bridge nodenet senders { 10.244.0.2 : 02:00:00:00:00:01 }
 `},
 		{"gone", nil, `
 delete element inet nodenet eps { 10.96.0.25 . tcp . 80 . 0 : 10.244.1.3 . 80 }

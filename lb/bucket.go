@@ -68,7 +68,7 @@ func (o *Ops) addChains(old, now chainset) {
 	}
 	for _, c := range now.chains() {
 		if !had[c.Name] {
-			o.Chains = append(o.Chains, ChainOp{"inet", c})
+			o.Chains = append(o.Chains, ChainOp{Family: "inet", Chain: c})
 		}
 	}
 	o.Sets = append(o.Sets, diffSets("inet", old.bucketSets(), now.bucketSets())...)

@@ -131,6 +131,9 @@ func diffTables(old, now *Table) Ops {
 	o.Sets = append(o.Sets, old.policy.diff("inet", &now.policy)...)
 	o.Sets = append(o.Sets, old.policy.diff("bridge", &now.policy)...)
 	o.Sets = append(o.Sets, diffSets("inet", old.networkSets(), now.networkSets())...)
+	if old.hasInternal() != now.hasInternal() {
+		o.Chains = append(o.Chains, ChainOp{"inet", now.internals(), true})
+	}
 	o.addChains(old.made, now.made)
 	o.diffServices(false, old.Services, now.Services)
 	o.diffServices(true, old.NodePorts, now.NodePorts)
@@ -142,7 +145,7 @@ func diffTables(old, now *Table) Ops {
 		}
 	}
 	o.Sets = append(o.Sets, diffSets("inet", a.smallSets(), b.smallSets())...)
-	o.Sets = append(o.Sets, diffSets("bridge", a.bridgeTable().Sets[:len(versions)], b.bridgeTable().Sets[:len(versions)])...)
+	o.Sets = append(o.Sets, diffSets("bridge", a.liftSets(), b.liftSets())...)
 	return o
 }
 
@@ -234,7 +237,7 @@ func diffObserved(k Kernel, have []Observed, want Ruleset) Ops {
 			}
 			for _, c := range t.Chains {
 				if _, ok := have[i].Shape.Chains[c.Name]; !ok {
-					o.Chains = append(o.Chains, ChainOp{t.Family, c})
+					o.Chains = append(o.Chains, ChainOp{Family: t.Family, Chain: c})
 				}
 			}
 		}

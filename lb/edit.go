@@ -75,25 +75,30 @@ func (b *book) settle(e *edit) (Ops, judge) {
 		o.Sets = append(o.Sets, diffSets("inet", publishSets(e.wasPublished), publishSets(b.pub.publishes))...)
 		stale.published(e.wasPublished, b.pub.publishes)
 	}
-	ops = append(ops, b.vips.settle("inet", func(v Version) Set { return b.decl[v].vips }, func(a netip.Addr) (Version, Elem, bool) {
+	ops = append(ops, b.vips.changes("inet", func(v Version) Set { return b.decl[v].vips }, func(a netip.Addr) (Version, Elem, bool) {
 		return versionOf(a), Elem{Key: string(key(nil).addr(a))}, true
 	})...)
-	ops = append(ops, b.external.settle("inet", func(v Version) Set { return b.decl[v].external }, func(a netip.Addr) (Version, Elem, bool) {
+	ops = append(ops, b.external.changes("inet", func(v Version) Set { return b.decl[v].external }, func(a netip.Addr) (Version, Elem, bool) {
 		return versionOf(a), Elem{Key: string(key(nil).addr(a))}, true
 	})...)
-	ops = append(ops, b.sticky.settle("inet", func(v Version) Set { return b.decl[v].ids }, func(x Target) (Version, Elem, bool) {
+	ops = append(ops, b.sticky.changes("inet", func(v Version) Set { return b.decl[v].ids }, func(x Target) (Version, Elem, bool) {
 		return versionOf(x.Addr), Elem{Key: string(keyTarget(x)), Val: idOf(x)}, true
 	})...)
-	ops = append(ops, b.hairpin.settle("inet", func(v Version) Set { return b.decl[v].hairpin }, func(a netip.Addr) (Version, Elem, bool) {
+	ops = append(ops, b.hairpin.changes("inet", func(v Version) Set { return b.decl[v].hairpin }, func(a netip.Addr) (Version, Elem, bool) {
 		return versionOf(a), Elem{Key: string(key(nil).addr(a).addr(a))}, true
 	})...)
-	ops = append(ops, b.remote.settle("inet", func(v Version) Set { return b.decl[v].remote }, func(x Target) (Version, Elem, bool) {
+	ops = append(ops, b.remote.changes("inet", func(v Version) Set { return b.decl[v].remote }, func(x Target) (Version, Elem, bool) {
 		return versionOf(x.Addr), Elem{Key: string(keyTarget(x))}, true
 	})...)
-	ops = append(ops, b.local.settle("bridge", func(v Version) Set { return b.decl[v].lift }, func(x Target) (Version, Elem, bool) {
+	ops = append(ops, b.local.changes("bridge", func(v Version) Set { return b.decl[v].lift }, func(x Target) (Version, Elem, bool) {
 		l := b.sc.localBackend(x)
 		return versionOf(x.Addr), Elem{Key: string(keyTarget(x)), Val: string(key(nil).ether(l.MAC))}, l.MAC != [6]byte{}
 	})...)
+	ops = append(ops, b.hairpin.changes("bridge", func(v Version) Set { return b.decl[v].senders }, func(a netip.Addr) (Version, Elem, bool) {
+		mac := b.sc.bridgeOf(a)
+		return versionOf(a), Elem{Key: string(key(nil).addr(a)), Val: string(key(nil).ether(mac))}, mac != [6]byte{}
+	})...)
+	b.forget()
 	for i := range ops {
 		sortElems(ops[i].Del)
 		sortElems(ops[i].Add)

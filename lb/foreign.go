@@ -2,6 +2,7 @@ package lb
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -15,17 +16,24 @@ type ForwardDrop struct {
 
 func (d ForwardDrop) String() string { return d.Family + " " + d.Table + " " + d.Chain }
 
+// only6 reports whether it sees packets of IPv6 alone.
+func (d ForwardDrop) only6() bool { return d.Family == "ip6" }
+
 // Fix is what lets the packets of our devices through.
 func (d ForwardDrop) Fix() string {
+	iptables := "iptables"
+	if d.only6() {
+		iptables = "ip6tables"
+	}
 	switch {
 	case d.Firewall == Docker:
-		return "nodectl firewall integrate docker; or by hand: iptables -I DOCKER-USER -i nn-+ -j ACCEPT; iptables -I DOCKER-USER -o nn-+ -j ACCEPT"
+		return fmt.Sprintf("nodectl firewall integrate docker; or by hand: %[1]s -I DOCKER-USER -i nn-+ -j ACCEPT; %[1]s -I DOCKER-USER -o nn-+ -j ACCEPT", iptables)
 	case d.Firewall == UFW:
 		return "nodectl firewall integrate ufw; or by hand: ufw route allow in on nn-pods; ufw route allow out on nn-pods"
 	case d.Firewall == Firewalld:
 		return "nodectl firewall integrate firewalld; or by hand: firewall-cmd --permanent --zone=trusted --add-interface=nn-+ --add-interface=nv-+; firewall-cmd --reload"
-	case d.Family == "ip" && d.Table == "filter" && d.Chain == "FORWARD":
-		return "iptables -I FORWARD -i nn-+ -j ACCEPT; iptables -I FORWARD -o nn-+ -j ACCEPT"
+	case d.Family != "inet" && d.Table == "filter" && d.Chain == "FORWARD":
+		return fmt.Sprintf("%[1]s -I FORWARD -i nn-+ -j ACCEPT; %[1]s -I FORWARD -o nn-+ -j ACCEPT", iptables)
 	}
 	return fmt.Sprintf(`nft insert rule %[1]s iifname "nn-*" accept; nft insert rule %[1]s oifname "nn-*" accept`, d)
 }
@@ -44,8 +52,10 @@ func (b *LB) lookAround() {
 		return
 	}
 	var devices []string
+	dual := false
 	for _, br := range b.book.frame.Bridges {
 		devices = append(devices, br.Name)
+		dual = dual || br.Prefix6.IsValid()
 	}
 	var drops []ForwardDrop
 	if len(devices) > 0 {
@@ -54,6 +64,9 @@ func (b *LB) lookAround() {
 			b.log.Debug("other firewalls not looked at", "err", err)
 			return
 		}
+		if !dual {
+			drops = slices.DeleteFunc(drops, ForwardDrop.only6) // no workload has IPv6
+		}
 	}
 	b.mu.Lock()
 	was := len(b.drops)
@@ -61,7 +74,7 @@ func (b *LB) lookAround() {
 	b.mu.Unlock()
 	switch {
 	case was == 0 && len(drops) > 0:
-		b.log.Error("another firewall drops forwarded packets, those of workloads too", "chain", drops[0].String(), "fix", drops[0].Fix())
+		b.log.Error("another firewall drops forwarded "+packets(drops)+", those of workloads too", "chain", drops[0].String(), "fix", drops[0].Fix())
 	case was > 0 && len(drops) == 0:
 		b.log.Info("no other firewall drops workloads' packets any more")
 	}
@@ -77,6 +90,14 @@ func blame(s *Status, drops []ForwardDrop) {
 		chains = append(chains, d.String())
 	}
 	s.OK = false
-	s.Error = fmt.Sprintf("another firewall drops forwarded packets, those of workloads too: chain %s drops what it does not know and has no rule for our devices", strings.Join(chains, ", "))
+	s.Error = fmt.Sprintf("another firewall drops forwarded %s, those of workloads too: chain %s drops what it does not know and has no rule for our devices", packets(drops), strings.Join(chains, ", "))
 	s.Fix = drops[0].Fix()
+}
+
+// packets says which are hit.
+func packets(drops []ForwardDrop) string {
+	if slices.ContainsFunc(drops, func(d ForwardDrop) bool { return !d.only6() }) {
+		return "packets"
+	}
+	return "IPv6 packets (IPv4 is not hit)"
 }

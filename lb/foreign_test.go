@@ -1,10 +1,14 @@
 package lb
 
 import (
+	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"nodenet/state"
 )
 
 // TestForwardDrops loads other people's firewalls into a namespace and asks
@@ -16,9 +20,10 @@ table ip filter {
  chain FORWARD { type filter hook forward priority 0; policy drop; jump DOCKER-USER; iifname "docker0" accept; }
 }`
 	for name, c := range map[string]struct {
-		rules string
-		want  []string
-		fix   string // part of the first one's
+		rules  string
+		want   []string
+		fix    string // part of the first one's
+		status string // part of its error
 	}{
 		"nobody":              {},
 		"docker":              {rules: docker, want: []string{"ip filter FORWARD"}, fix: "DOCKER-USER -i nn-+"},
@@ -31,10 +36,15 @@ table ip filter {
 			rules: `table inet host { chain guard { type filter hook forward priority 0; policy drop; iifname { "eth0", "nn-pods" } accept; } }`},
 		"made right in a chain beside": {
 			rules: `table inet host { chain ours { oifname "nn-pods" accept; } chain guard { type filter hook forward priority 0; policy drop; jump ours; } }`},
-		"ufw":                                 {rules: ufwRules, want: []string{"ip filter FORWARD"}, fix: "nodectl firewall integrate ufw"},
+		"ufw":                                 {rules: ufwRules, want: []string{"ip filter FORWARD", "ip6 filter FORWARD"}, fix: "nodectl firewall integrate ufw"},
 		"firewalld, which rejects at the end": {rules: firewalldRules, want: []string{"inet firewalld filter_FORWARD"}, fix: "nodectl firewall integrate firewalld"},
 		"a last rule that asks":               {rules: `table inet host { chain guard { type filter hook forward priority 0; iifname "eth9" drop; } }`},
-		"IPv6 only":                           {rules: `table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; } }`},
+		"IPv6 only": {rules: `table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; } }`,
+			want: []string{"ip6 filter FORWARD"}, fix: "ip6tables -I FORWARD -i nn-+", status: "forwarded IPv6 packets (IPv4 is not hit)"},
+		"docker's of IPv6": {rules: docker + strings.Replace(docker, "table ip ", "table ip6 ", 1), want: []string{"ip filter FORWARD", "ip6 filter FORWARD"},
+			fix: "DOCKER-USER -i nn-+", status: "forwarded packets, those"},
+		"docker's of IPv6, made right for IPv4": {rules: strings.Replace(docker, "counter return;", `iifname "nn-*" accept;`, 1) + strings.Replace(docker, "table ip ", "table ip6 ", 1),
+			want: []string{"ip6 filter FORWARD"}, fix: "ip6tables -I DOCKER-USER -i nn-+", status: "IPv4 is not hit"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSpace(t)
@@ -65,10 +75,40 @@ table ip filter {
 				}
 				var st Status
 				st.OK = true
-				if blame(&st, drops); st.OK != (len(c.want) == 0) || (st.Fix == "") != st.OK {
+				if blame(&st, drops); st.OK != (len(c.want) == 0) || (st.Fix == "") != st.OK || !strings.Contains(st.Error, c.status) {
 					t.Errorf("status %+v", st)
 				}
 			})
 		})
+	}
+}
+
+// guarded is a kernel in which somebody drops forwarded packets.
+type guarded struct {
+	Kernel
+	drops []ForwardDrop
+}
+
+func (g guarded) ForwardDrops([]string) ([]ForwardDrop, error) { return g.drops, nil }
+
+// TestForwardDropsOfIPv6: a chain of IPv6 alone disturbs nobody where no
+// workload has such an address.
+func TestForwardDropsOfIPv6(t *testing.T) {
+	only4 := testLocal()
+	for i := range only4.Bridges {
+		only4.Bridges[i].Prefix6 = netip.Prefix{}
+	}
+	k := guarded{drops: []ForwardDrop{{Family: "ip6", Table: "filter", Chain: "FORWARD"}}}
+	for name, c := range map[string]struct {
+		local Local
+		want  int
+	}{
+		"dual stack": {testLocal(), 1},
+		"IPv4 only":  {only4, 0},
+	} {
+		b := &LB{opt: Options{Kernel: k}, log: slog.New(slog.DiscardHandler), book: newBook(state.NewView(state.View{}, nil, nil), c.local)}
+		if b.lookAround(); len(b.drops) != c.want {
+			t.Errorf("%s: %v, want %d", name, b.drops, c.want)
+		}
 	}
 }

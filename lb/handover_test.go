@@ -137,6 +137,9 @@ func (s *shelf) begin(dial LoopbackIO, want ...Publish) *loopback {
 	l := newLoopback(slog.New(slog.DiscardHandler), dial, s)
 	s.t.Cleanup(l.close)
 	l.set(want)
+	if p := l.problems(); len(p) > 0 {
+		s.t.Fatalf("another process has the port that was free: %q", p)
+	}
 	return l
 }
 

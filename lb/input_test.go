@@ -26,6 +26,7 @@ func TestInputDrops(t *testing.T) {
 			want: "inet host incoming [4789/udp]"},
 		"firewalld rejects at the end": {rules: `table inet firewalld { chain filter_INPUT { type filter hook input priority 10; policy accept; tcp dport 22 accept; udp dport 53 accept; reject with icmpx admin-prohibited; } }`,
 			want: "inet firewalld filter_INPUT [4789/udp 7946/tcp 7947/tcp]"},
+		"IPv6 only": {rules: `table ip6 filter { chain INPUT { type filter hook input priority 0; policy drop; udp dport 53 accept; } }`, want: "ip6 filter INPUT [4789/udp 7946/tcp 7947/tcp]"},
 		"iptables": {iptables: []string{"-P INPUT DROP", "-A INPUT -p udp --dport 53 -j ACCEPT", "-A INPUT -p tcp -m multiport --dports 22,7946 -j ACCEPT", "-A INPUT -p tcp --dport 7947:7950 -j ACCEPT"},
 			want: "ip filter INPUT [4789/udp]"},
 	} {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -277,6 +278,9 @@ func kernelSet(t *nftables.Table, s *Set) *nftables.Set {
 		ns.Dynamic, ns.HasTimeout, ns.Size = true, true, uint32(s.Learned)
 	}
 	ns.KeyType = datatype(s.Key)
+	if len(s.Key) == 1 && s.Key[0] == KindIfname {
+		ns.KeyByteOrder = binaryutil.NativeEndian // else nft lists the names as empty
+	}
 	if ns.IsMap {
 		ns.DataType = datatype(s.Val)
 	}
@@ -354,7 +358,10 @@ func (k *kernel) compose(o Ops) error {
 	}
 	for i := range o.Chains {
 		nt := &nftables.Table{Name: TableName, Family: family(o.Chains[i].Family)}
-		c.AddChain(kernelChain(nt, &o.Chains[i].Chain))
+		nc := c.AddChain(kernelChain(nt, &o.Chains[i].Chain))
+		if o.Chains[i].Flush {
+			c.FlushChain(nc)
+		}
 		k.rules(nt, &o.Chains[i].Chain)
 	}
 	for i := range o.Sets {

@@ -262,6 +262,8 @@ func (c *compiler) stmt(s Stmt) {
 		c.mssStmt(s)
 	case MatchKnown, Count:
 		c.policyStmt(s)
+	case MatchError, MatchFragment:
+		c.bridgeStmt(s)
 	case Do:
 		c.add(verdict(s))
 	default:

@@ -89,6 +89,7 @@ func (k *kernel) endsInDrop(c *nftables.Chain) (bool, error) {
 
 var familyNames = map[nftables.TableFamily]string{
 	nftables.TableFamilyIPv4: "ip",
+	nftables.TableFamilyIPv6: "ip6",
 	nftables.TableFamilyINet: "inet",
 }
 

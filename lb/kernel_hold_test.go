@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net"
-	"strings"
 	"testing"
 	"time"
 
@@ -23,16 +22,15 @@ func (s *space) hold() *hold {
 	return h
 }
 
-// TestHold: the table stays when others flush everything, is nobody else's to
-// change, is not taken for one of those that are programmed, and goes with its
-// socket.
+// TestHold: the tables stay when others flush everything, are nobody else's to
+// change, are not taken for those that are programmed, and go with their socket.
 func TestHold(t *testing.T) {
 	s := newSpace(t)
 	k := s.kernel()
 	h := s.hold()
 	defer h.close()
-	list := func() string { return strings.TrimSpace(s.nft("", "list", "tables")) }
-	const want = "table inet nodenet-hold"
+	list := func() string { return tables(s) }
+	const want = "table inet nodenet-hold; table bridge nodenet-hold"
 	s.nft("", "add", "table", "inet", "other")
 	s.nft("", "flush", "ruleset")
 	if got := list(); got != want {

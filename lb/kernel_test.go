@@ -163,7 +163,7 @@ func TestKernelApply(t *testing.T) {
 		t.Errorf("the same table again:\n%s", ops)
 	}
 	listed := s.nft("", "list", "ruleset")
-	for _, want := range []string{"chain lb-2", "10.96.0.20 . tcp . 80", "masquerade fully-random", "table bridge nodenet"} {
+	for _, want := range []string{"chain lb-2", "10.96.0.20 . tcp . 80", "masquerade fully-random", "table bridge nodenet", `"nn-t2" . "nn-t2"`, `elements = { "nn-t2" }`} {
 		if !strings.Contains(listed, want) {
 			t.Errorf("nft lists no %q:\n%s", want, listed)
 		}

@@ -16,8 +16,8 @@
 // ways to choose a slot) is in its class, and the class leads to another chain.
 //
 // Table bridge nodenet lifts the replies of local backends into the IP stack
-// when the client sits on the same bridge; see README.md. Table inet nodenet-hold
-// does nothing but keep NAT alive when somebody flushes all rules.
+// when the client sits on the same bridge; see README.md. Tables inet and bridge
+// nodenet-hold keep flows alive while somebody's flush of all rules is repaired.
 //
 // What the kernel has is kept as a book, service by service, so that a change
 // costs what changed; at the start, and when networks change, everything is
@@ -68,7 +68,7 @@ type LB struct {
 	loop   *loopback
 	opened bool   // the kernel handle is ours to close
 	watch  *watch // nil: changes are noticed by polling
-	hold   *hold  // nil: `flush ruleset` stops translation for a moment
+	hold   *hold  // nil: `flush ruleset` may end flows
 
 	mu        sync.Mutex
 	desired   *wish
@@ -318,6 +318,7 @@ func (b *LB) apply(w *wish) error {
 		b.expected = before
 	}
 	took := time.Since(start)
+	b.keepHold(now, ops)
 	b.forget(stale, w.l.NodeAddrs)
 	b.book = now
 	b.loop.set(now.pub.loopback)

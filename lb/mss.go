@@ -27,7 +27,7 @@ func (ClampMSS) String() string { return "tcp option maxseg size set rt mtu" }
 // clampRule is the rule of chain forward. Connections of the node itself need
 // none: whoever answers them through a tunnel sends by its own link's MTU.
 func clampRule() Rule {
-	return Rule{MatchSet{Fields: []Field{oif}, Set: "tunnels"}, fullTCP, MatchSyn{}, ClampMSS{}}
+	return Rule{fullTCP, MatchSyn{}, MatchSet{Fields: []Field{oif}, Set: "tunnels"}, ClampMSS{}}
 }
 
 // mssStmt compiles the statements of this file.

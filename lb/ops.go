@@ -81,6 +81,7 @@ type Ops struct {
 type ChainOp struct {
 	Family string
 	Chain  Chain
+	Flush  bool // it is there, with other rules
 }
 
 // SetOp changes the elements of a set: first Flush, then Del, then Add.
@@ -119,7 +120,11 @@ func (o Ops) String() string {
 		fmt.Fprintf(&b, "replace table %s %s\n", t.Family, t.Name)
 	}
 	for _, c := range o.Chains {
-		fmt.Fprintf(&b, "add chain %s %s %s\n", c.Family, TableName, c.Chain.Name)
+		what := "add"
+		if c.Flush {
+			what = "flush"
+		}
+		fmt.Fprintf(&b, "%s chain %s %s %s\n", what, c.Family, TableName, c.Chain.Name)
 	}
 	for _, s := range o.Sets {
 		if s.Flush {

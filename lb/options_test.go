@@ -183,7 +183,7 @@ func TestSlowPathsCostNobody(t *testing.T) {
 	if fmt.Sprint(alone.Lookups) != fmt.Sprint(among.Lookups) || !slices.Equal(alone.Path, among.Path) {
 		t.Errorf("alone %v by %v, among others %v by %v", alone.Lookups, alone.Path, among.Lookups, among.Path)
 	}
-	want := "raw_pre pre dispatch vip lb-2 guard_pre guard forward permit post translated"
+	want := "raw_pre pre dispatch vip lb-2 guard_pre guard forward internals permit post translated"
 	if got := strings.TrimPrefix(strings.Join(alone.Path, " "), "lift "); got != want {
 		t.Errorf("path %q, want %q", got, want)
 	}

@@ -179,14 +179,19 @@ func (sc *scope) isLocal(a netip.Addr) bool {
 
 // localBackend is a target on this node with the address of its bridge.
 func (sc *scope) localBackend(x Target) LocalBackend {
-	b := LocalBackend{Target: x}
+	return LocalBackend{Target: x, MAC: sc.bridgeOf(x.Addr)}
+}
+
+// bridgeOf is the MAC of the bridge behind which an address of this node is;
+// zero: none of ours, or not there yet.
+func (sc *scope) bridgeOf(a netip.Addr) (mac [6]byte) {
 	for _, br := range sc.l.Bridges {
-		if len(br.MAC) == 6 && slices.ContainsFunc(br.Own, func(p netip.Prefix) bool { return p.Contains(x.Addr) }) {
-			copy(b.MAC[:], br.MAC)
+		if len(br.MAC) == 6 && slices.ContainsFunc(br.Own, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			copy(mac[:], br.MAC)
 			break
 		}
 	}
-	return b
+	return mac
 }
 
 // frame returns a table with all that does not come from services and

@@ -77,12 +77,9 @@ func (t *Table) chains() []Chain {
 		guard = append(guard, Rule{MatchIPv6{}, Do{"jump", "guard6"}})
 	}
 	dispatch := []Rule{jump("dispatch"), {MatchIPv6{}, Do{"jump", "dispatch6"}}}
-	fromInternal, toInternal := MatchSet{Fields: []Field{iif}, Set: "internal"}, MatchSet{Fields: []Field{oif}, Set: "internal"}
-	forward := []Rule{clampRule(), {MatchSet{Fields: []Field{iif, oif}, Set: "switched"}, accept}}
+	forward := []Rule{clampRule(), jump("internals")}
 	post := []Rule{{MatchDNAT{}, Do{"jump", "translated"}}}
 	for _, v := range versions {
-		outside := MatchSet{Fields: []Field{v.saddr(), v.daddr()}, Not: true, Set: v.name("inside")}
-		forward = append(forward, Rule{fromInternal, outside, drop}, Rule{toInternal, outside, drop})
 		if v == V6 {
 			post = append(post, Rule{MatchIPv6{}, MatchDNAT{}, Do{"jump", "translated6"}})
 		}
@@ -102,7 +99,28 @@ func (t *Table) chains() []Chain {
 		{Name: "guard_out", Type: "filter", Hook: "output", Priority: -90, Rules: guard},
 		{Name: "forward", Type: "filter", Hook: "forward", Priority: 0, Rules: forward},
 		{Name: "post", Type: "nat", Hook: "postrouting", Priority: 100, Rules: post},
+		t.internals(),
 	}, v4.chains(V4), []Chain{{Name: "raw6", Rules: v6.raw}}, v6.chains(V6), marked())
+}
+
+// internals keeps internal networks to themselves. What is forwarded pays for
+// its lookups, packet by packet, where there are such networks, and only there.
+func (t *Table) internals() Chain {
+	out := Chain{Name: "internals"}
+	if !t.hasInternal() {
+		return out
+	}
+	from, to := MatchSet{Fields: []Field{iif}, Set: "internal"}, MatchSet{Fields: []Field{oif}, Set: "internal"}
+	out.Rules = []Rule{{MatchSet{Fields: []Field{iif, oif}, Set: "switched"}, accept}}
+	for _, v := range versions {
+		outside := MatchSet{Fields: []Field{v.saddr(), v.daddr()}, Not: true, Set: v.name("inside")}
+		out.Rules = append(out.Rules, Rule{from, outside, drop}, Rule{to, outside, drop})
+	}
+	return out
+}
+
+func (t *Table) hasInternal() bool {
+	return slices.ContainsFunc(t.Bridges, func(b Bridge) bool { return b.Internal })
 }
 
 // marked returns the chains of classes that have no slots, and the one for
@@ -163,7 +181,7 @@ func (t *Table) versionRules(v Version) versionRules {
 			{fullTCP, reset},
 			{refuse},
 		}
-		r.vip = []Rule{{known, MatchEcho{v}, DNATAddr{a}}}
+		r.vip = []Rule{{MatchEcho{v}, known, DNATAddr{a}}}
 	}
 	served := []Rule{
 		{inL4, SetPriority{target, v.name("svc")}, PriorityVmap{"bkt"}},

@@ -151,26 +151,6 @@ func publishSets(ps []Publish) []Set {
 	return out
 }
 
-func (t *Table) bridgeTable() TableSpec {
-	spec := TableSpec{Family: "bridge", Name: TableName}
-	for _, v := range versions {
-		m := Set{Name: v.name("backends"), Decl: "type " + addrType(v) + " . inet_proto . inet_service : ether_addr", Key: targetKinds(v), Val: []Kind{KindEther}}
-		for _, b := range t.LocalBackends {
-			if b.MAC != [6]byte{} && versionOf(b.Addr) == v {
-				m.add(keyTarget(b.Target), string(key(nil).ether(b.MAC)))
-			}
-		}
-		m.sort()
-		spec.Sets = append(spec.Sets, m)
-	}
-	spec.Sets = append(spec.Sets, t.policy.of("bridge")...)
-	spec.Chains = []Chain{{Name: "lift", Type: "filter", Hook: "prerouting", Priority: 0, Rules: append([]Rule{
-		{MatchUnicast{}, Lift{[]Field{V4.saddr(), proto, sport}, "backends"}},
-		{MatchIPv6{Bridged: true}, MatchUnicast{}, Lift{[]Field{V6.saddr(), proto, sport}, "backends6"}},
-	}, policeRules()...)}}
-	return spec
-}
-
 func (s *Set) add(k key, val string) {
 	s.Elems = append(s.Elems, Elem{Key: string(k), Val: val})
 }

@@ -16,6 +16,8 @@ type Packet struct {
 	Proto        uint8
 	Sport, Dport uint16
 	Echo         bool   // with Proto ICMP or ICMPv6: an echo request
+	Error        bool   // the same: destination unreachable
+	Fragment     bool   // it is one of several that make a datagram
 	Rand         uint32 // what the random slot is taken from
 	Uplink       string // device towards anything that is on no bridge; empty: "eth0"
 }
@@ -200,6 +202,14 @@ func (t *tracer) rule(r Rule) (verb, chain string) {
 			}
 		case MatchEcho:
 			if !t.is(s.V) || t.p.Proto != icmp(s.V) || !t.p.Echo {
+				return "", ""
+			}
+		case MatchError:
+			if !t.is(s.V) || t.p.Proto != icmp(s.V) || !t.p.Error || s.First > unreachable(s.V) || s.Last < unreachable(s.V) {
+				return "", ""
+			}
+		case MatchFragment:
+			if !t.is(s.V) || !t.p.Fragment {
 				return "", ""
 			}
 		case MatchIPv6:

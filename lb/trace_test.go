@@ -13,12 +13,12 @@ func TestTrace(t *testing.T) {
 	const client, w1, w2, w9 = "192.0.2.1", "10.244.0.2", "10.244.0.3", "10.244.1.9"
 	const client6, w1v6, w2v6 = "2001:db8::1", "fd00:10:244::2", "fd00:10:244::3"
 	tests := map[string]struct {
-		in, src, dst string // dst is "addr:port/proto" or "addr/echo"
+		in, src, dst string // dst is "addr:port/proto", "addr/echo" or "addr/error"; "/fragment" is one of UDP without ports
 		sport        uint16
 		rand         uint32
 		want, path   string
 	}{
-		"first slot":                   {"nn-t0", w2, "10.96.0.20:80/tcp", 40000, 0, "accept to 10.244.0.2:8080", "raw_pre pre dispatch vip lb-2 guard_pre guard forward permit post translated"},
+		"first slot":                   {"nn-t0", w2, "10.96.0.20:80/tcp", 40000, 0, "accept to 10.244.0.2:8080", "raw_pre pre dispatch vip lb-2 guard_pre guard forward internals permit post translated"},
 		"second slot is itself":        {"nn-t0", w2, "10.96.0.20:80/tcp", 40000, 7, "accept to 10.244.0.3:8080 masquerade", ""},
 		"outside, backend here":        {"eth0", client, "10.96.0.23:80/tcp", 40000, 0, "accept to 10.244.0.2:8080", ""},
 		"outside, backend elsewhere":   {"eth0", client, "10.96.0.23:80/tcp", 40000, 1, "accept to 10.244.1.2:8080 masquerade", ""},
@@ -37,7 +37,7 @@ func TestTrace(t *testing.T) {
 		"answer to the node itself":    {"", "10.96.0.10", "10.96.0.10:40000/udp", 53, 0, "accept notrack", ""},
 		"node port on the resolver":    {"nn-t0", w1, "10.96.0.10:30080/tcp", 40000, 0, "reset", ""},
 		"published port on resolver":   {"nn-t0", w1, "10.96.0.10:8080/tcp", 40000, 0, "reset", ""},
-		"node port":                    {"eth0", client, "192.0.2.11:30080/tcp", 40000, 1, "accept to 10.244.0.3:8080", "raw_pre pre dispatch host np-2 guard_pre guard forward permit post translated"},
+		"node port":                    {"eth0", client, "192.0.2.11:30080/tcp", 40000, 1, "accept to 10.244.0.3:8080", "raw_pre pre dispatch host np-2 guard_pre guard forward internals permit post translated"},
 		"node port, elsewhere":         {"eth0", client, "192.0.2.11:30090/tcp", 40000, 1, "accept to 10.244.1.2:8080 masquerade", ""},
 		"node port, other protocol":    {"eth0", client, "192.0.2.11:30080/udp", 40000, 0, "accept", ""},
 		"node port, pod of a peer":     {"nn-vx1", w9, "192.0.2.11:30090/tcp", 40000, 1, "accept to 10.244.1.2:8080 masquerade", ""},
@@ -61,8 +61,13 @@ func TestTrace(t *testing.T) {
 		"spoofed from internal":        {"nn-t2", "10.244.0.9", "10.244.0.2:80/tcp", 40000, 0, "drop", ""},
 		"reply of a backend is lifted": {"nn-t0", w1, "10.244.0.3:40000/tcp", 8080, 0, "accept lift 02:00:00:00:00:01", ""},
 		"other traffic is switched":    {"nn-t0", w1, "10.244.0.3:40000/tcp", 9999, 0, "accept", ""},
+		"a backend's error is lifted":  {"nn-t0", w1, "10.244.0.3/error", 0, 0, "accept lift 02:00:00:00:00:01", ""},
+		"another's error is switched":  {"nn-t0", "10.244.0.9", "10.244.0.3/error", 0, 0, "accept", ""},
+		"a backend's echo is switched": {"nn-t0", w1, "10.244.0.3/echo", 0, 0, "accept", ""},
+		"fragments are lifted":         {"nn-t0", w1, "10.244.0.3/fragment", 0, 0, "accept lift 02:00:00:00:00:01", ""},
+		"another's are switched":       {"nn-t0", "10.244.0.9", "10.244.0.3/fragment", 0, 0, "accept", ""},
 
-		"v6: first slot":                   {"nn-t0", w2v6, "[fd00:10:96::14]:80/tcp", 40000, 0, "accept to [fd00:10:244::2]:8080", "raw_pre raw6 pre dispatch dispatch6 vip6 lb-2 guard_pre guard guard6 forward permit post translated translated6"},
+		"v6: first slot":                   {"nn-t0", w2v6, "[fd00:10:96::14]:80/tcp", 40000, 0, "accept to [fd00:10:244::2]:8080", "raw_pre raw6 pre dispatch dispatch6 vip6 lb-2 guard_pre guard guard6 forward internals permit post translated translated6"},
 		"v6: second slot is itself":        {"nn-t0", w2v6, "[fd00:10:96::14]:80/tcp", 40000, 7, "accept to [fd00:10:244::3]:8080 masquerade", ""},
 		"v6: outside, backend here":        {"eth0", client6, "[fd00:10:96::17]:80/tcp", 40000, 0, "accept to [fd00:10:244::2]:8080", ""},
 		"v6: outside, backend elsewhere":   {"eth0", client6, "[fd00:10:96::17]:80/tcp", 40000, 1, "accept to [fd00:10:244::102]:8080 masquerade", ""},
@@ -92,15 +97,21 @@ func TestTrace(t *testing.T) {
 		"v6: internal to its own":          {"nn-t2", "fd00:172:31::5", "[fd00:172:31::6]:80/tcp", 40000, 0, "accept", ""},
 		"v6: reply of a backend is lifted": {"nn-t0", w1v6, "[fd00:10:244::3]:40000/tcp", 8080, 0, "accept lift 02:00:00:00:00:01", ""},
 		"v6: other traffic is switched":    {"nn-t0", w1v6, "[fd00:10:244::3]:40000/tcp", 9999, 0, "accept", ""},
+		"v6: a backend's error is lifted":  {"nn-t0", w1v6, "fd00:10:244::3/error", 0, 0, "accept lift 02:00:00:00:00:01", ""},
+		"v6: another's error is switched":  {"nn-t0", "fd00:10:244::9", "fd00:10:244::3/error", 0, 0, "accept", ""},
+		"v6: fragments are lifted":         {"nn-t0", w1v6, "fd00:10:244::3/fragment", 0, 0, "accept lift 02:00:00:00:00:01", ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			p := Packet{In: tt.in, Src: addr(tt.src), Sport: tt.sport, Rand: tt.rand}
 			dst, proto, _ := strings.Cut(tt.dst, "/")
-			if proto == "echo" {
-				p.Dst, p.Echo = addr(dst), true
+			switch proto {
+			case "echo", "error":
+				p.Dst, p.Echo, p.Error = addr(dst), proto == "echo", proto == "error"
 				p.Proto = icmp(versionOf(p.Dst))
-			} else {
+			case "fragment":
+				p.Dst, p.Proto, p.Fragment = addr(dst), UDP, true
+			default:
 				p.Dst, p.Dport, p.Proto = ap(dst).Addr(), ap(dst).Port(), protoNumber(proto)
 			}
 			got := Trace(rs, p)

@@ -25,6 +25,8 @@ type hostFacts interface {
 	// InputDrops names the chains of other firewalls that would drop packets
 	// to the given ports of this host.
 	InputDrops([]lb.Port) ([]lb.InputDrop, error)
+	// RuleFiles returns what is loaded into nftables at boot, by path.
+	RuleFiles() map[string]string
 }
 
 // thisHost is the one that the process runs on.
@@ -50,7 +52,7 @@ func number(h hostFacts, path string) (int, bool) {
 
 // checkHost makes the checks of the host that need no configuration.
 func checkHost(h hostFacts) []api.Check {
-	out := []api.Check{checkForwarding(h), checkBridgeNetfilter(h), checkReversePath(h)}
+	out := []api.Check{checkForwarding(h), checkBridgeNetfilter(h), checkReversePath(h), checkSavedRules(h)}
 	return append(out, checkConntrack(h)...)
 }
 
@@ -195,7 +197,7 @@ func (n *Node) site(sn *state.Snapshot) site {
 
 // checkSite makes the checks of the host against the configuration.
 func checkSite(h hostFacts, s site) []api.Check {
-	return []api.Check{checkPortRange(h, s.nodePorts), checkInput(h, s.ports), checkResolvers(h, s.dns)}
+	return []api.Check{checkPortRange(h, s.nodePorts), checkInput(h, s), checkResolvers(h, s.dns)}
 }
 
 // checkPortRange warns of node ports that the host's own clients may take as
@@ -248,12 +250,15 @@ func covers(list string, lo, hi int) bool {
 }
 
 // checkInput warns of other firewalls that never name a port of ours.
-func checkInput(h hostFacts, ports []lb.Port) api.Check {
+func checkInput(h hostFacts, s site) api.Check {
 	c := api.Check{Name: "input rules", Status: okay, Detail: "no other firewall drops what it does not know, or each names our ports"}
-	drops, err := h.InputDrops(ports)
+	drops, err := h.InputDrops(s.ports)
 	if err != nil {
 		c.Status, c.Detail = skip, err.Error()
 		return c
+	}
+	if !slices.ContainsFunc(s.dns, netip.Addr.Is6) { // neither the underlay nor workloads have IPv6
+		drops = slices.DeleteFunc(drops, func(d lb.InputDrop) bool { return d.Family == "ip6" })
 	}
 	if len(drops) == 0 {
 		return c
@@ -265,6 +270,9 @@ func checkInput(h hostFacts, ports []lb.Port) api.Check {
 	}
 	c.Status = warn
 	c.Detail = fmt.Sprintf("chain %s %s %s drops what it does not know and names none of %s", d.Family, d.Table, d.Chain, strings.Join(names, " "))
+	if d.Family == "ip6" {
+		c.Detail += " (only IPv6 is hit)"
+	}
 	c.Fix = fmt.Sprintf("unless a rule without a port lets them in: accept %s in that firewall, from the other nodes and from workloads (53)", strings.Join(names, " "))
 	return c
 }

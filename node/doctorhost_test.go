@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,10 +16,14 @@ type fakeHost struct {
 	fakeSockets
 	files map[string]string
 	drops []lb.InputDrop
+	rules map[string]string
+	v6    bool // the node has IPv6
 	err   error
 }
 
 func (h *fakeHost) Read(path string) string { return h.files[path] }
+
+func (h *fakeHost) RuleFiles() map[string]string { return h.rules }
 
 func (h *fakeHost) InputDrops([]lb.Port) ([]lb.InputDrop, error) { return h.drops, h.err }
 
@@ -47,6 +52,12 @@ func healthy(changes ...string) *fakeHost {
 func TestLinter(t *testing.T) {
 	s := site{nodePorts: config.PortRange{First: 30000, Last: 32767}, dns: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("192.0.2.1")}}
 	with := func(h *fakeHost, f func(*fakeHost)) *fakeHost { f(h); return h }
+	only6 := func(h *fakeHost) {
+		h.drops = []lb.InputDrop{{Family: "ip6", Table: "filter", Chain: "INPUT", Ports: []lb.Port{{Proto: "udp", Number: 4789}}}}
+	}
+	saved := func(text string) func(*fakeHost) {
+		return func(h *fakeHost) { h.rules = map[string]string{"/etc/nftables.conf": text} }
+	}
 	for name, c := range map[string]struct {
 		host        *fakeHost
 		check       string // empty: all are well
@@ -73,7 +84,13 @@ func TestLinter(t *testing.T) {
 		"input": {with(healthy(), func(h *fakeHost) {
 			h.drops = []lb.InputDrop{{Family: "ip", Table: "filter", Chain: "INPUT", Ports: []lb.Port{{Proto: "udp", Number: 4789}}}}
 		}), "input rules", warn, "chain ip filter INPUT drops what it does not know and names none of 4789/udp", "accept 4789/udp"},
-		"input cannot be read": {with(healthy(), func(h *fakeHost) { h.err = errors.New("not permitted") }), "input rules", skip, "not permitted", ""},
+		"input of IPv6":             {with(with(healthy(), only6), func(h *fakeHost) { h.v6 = true }), "input rules", warn, "names none of 4789/udp (only IPv6 is hit)", "accept 4789/udp"},
+		"input of IPv6, without it": {host: with(healthy(), only6)},
+		"saved rules": {with(healthy(), saved("flush ruleset\ntable inet host {\n}\ntable inet nodenet-hold { # progname nodectl\n")), "saved rules", warn,
+			"/etc/nftables.conf has table inet nodenet-hold in it", "nft list tables | grep -v ' nodenet'"},
+		"saved rules of the balancer": {with(healthy(), saved("table inet nodenet {\n")), "saved rules", warn, "table inet nodenet in it", "nft list"},
+		"saved rules of others":       {host: with(healthy(), saved("# table inet nodenet\ntable inet nodenetwork {\n}\ndelete table inet nodenet\n"))},
+		"input cannot be read":        {with(healthy(), func(h *fakeHost) { h.err = errors.New("not permitted") }), "input rules", skip, "not permitted", ""},
 		"a resolver on all addresses": {with(healthy(), func(h *fakeHost) { h.list = []string{"udp 0.0.0.0:53 dnsmasq (pid 4)"} }),
 			"other resolvers", bad, "dnsmasq (pid 4) at 0.0.0.0:53/udp is in the way", "bind-interfaces"},
 		"a resolver on ours": {with(healthy(), func(h *fakeHost) { h.list = []string{"tcp 192.0.2.1:53 named (pid 4)"} }),
@@ -83,6 +100,10 @@ func TestLinter(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			seen := false
+			s := s
+			if c.host.v6 {
+				s.dns = append(slices.Clip(s.dns), netip.MustParseAddr("fd00:10:96::a"))
+			}
 			for _, k := range append(checkHost(c.host), checkSite(c.host, s)...) {
 				switch {
 				case k.Name == c.check:

@@ -208,12 +208,12 @@ func noDuplicates(t *testing.T, s *scenario.Scenario, i int) {
 // timers of bridges run down whatever happens.
 var timers = regexp.MustCompile(` [a-z_]+_timer +[0-9.]+`)
 
-// holdTable is there as long as a daemon, and made anew by each.
-var holdTable = regexp.MustCompile(`(?m)^table inet nodenet-hold \{(?s:.*?)\n\}(?: #.*)?\n`)
+// holdTable matches those that are there as long as a daemon, and made anew by each.
+var holdTable = regexp.MustCompile(`(?m)^table (?:inet|bridge) nodenet-hold \{(?s:.*?)\n\}(?: #.*)?\n`)
 
 // kernel is what nodenet may have put into a node's kernel, with interface
 // indexes and handles: equal only if nothing has been made anew, but for the
-// table that lives and dies with the daemon.
+// tables that live and die with the daemon.
 func kernel(t *testing.T, s *scenario.Scenario, where string) string {
 	t.Helper()
 	var b strings.Builder
