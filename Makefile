@@ -14,13 +14,17 @@ export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 # The version is VERSION. Without this Go asks git as well, and refuses to
 # build where git refuses: root in another user's checkout.
 export GOFLAGS := $(strip $(filter-out -buildvcs=false,$(shell go env GOFLAGS 2>/dev/null)) -buildvcs=false)
+# What is not -race is compiled alike wherever it is used, thus once: the
+# binary, what the linters read, the long runs. -vet=off: lint has done that.
+PLAIN := CGO_ENABLED=0 GOFLAGS='$(GOFLAGS) -trimpath'
+GOTEST := ./.ci/gotest -vet=off -count=1
 # The linter's version is that of .ci/deps.
 STATICCHECK := $(firstword $(wildcard bin/staticcheck) staticcheck)
 
 .PHONY: build install test test-unit test-e2e lint fuzz golden docs bench bench-gossip bench-dns bench-lb bench-boot soak demo clean help root go deps
 
 build: go ## build ./bin/nodectl
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/nodectl ./cmd/nodectl
+	$(PLAIN) go build -ldflags '$(LDFLAGS)' -o bin/nodectl ./cmd/nodectl
 
 install: build ## install to $(DESTDIR)$(PREFIX); an existing Nodefile stays
 	install -D -m 755 bin/nodectl $(DESTDIR)$(PREFIX)/bin/nodectl
@@ -44,18 +48,18 @@ test: root go deps ## everything CI runs: lint, unit tests, end to end; as root
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory build
 	@echo '== unit tests, -race'
-	@./.ci/gotest -race -count=1 -timeout 10m $$(go list ./... | grep -v '/test/' | grep -v '/test$$') ./test/arch
+	@$(GOTEST) -race -timeout 10m $$(go list ./... | grep -v '/test/' | grep -v '/test$$') ./test/arch
 	@echo '== address space, long'
-	@./.ci/gotest -count=1 -timeout 5m ./ipam -run TestCluster -rapid.checks=2000 -rapid.steps=60
+	@$(PLAIN) $(GOTEST) -timeout 5m ./ipam -run TestCluster -rapid.checks=2000 -rapid.steps=60
 	@echo '== memory of a large cluster'
-	@./.ci/gotest -count=1 -timeout 5m ./state -run '^TestHeapOfALargeCluster$$'
+	@$(PLAIN) $(GOTEST) -timeout 5m ./state -run '^TestHeapOfALargeCluster$$'
 	@echo '== simulated clusters, $(SIM_SEEDS) seeds'
-	@./.ci/gotest -count=1 -timeout 15m ./gossip -run '^TestSim$$' -sim.seeds=$(SIM_SEEDS)
+	@$(PLAIN) $(GOTEST) -timeout 15m ./gossip -run '^TestSim$$' -sim.seeds=$(SIM_SEEDS)
 	@$(MAKE) --no-print-directory test-e2e
 
 test-e2e: root build ## end to end, in network namespaces; as root
 	@echo '== end to end, -race'
-	@PATH="$(CURDIR)/bin:$$PATH" NODENET_E2E=1 ./.ci/gotest -race -count=1 -p 1 -timeout 15m ./test/...
+	@PATH="$(CURDIR)/bin:$$PATH" NODENET_E2E=1 $(GOTEST) -race -p 2 -timeout 15m ./test/...
 
 test-unit: go ## tests that need no privileges
 	go test ./...
@@ -75,9 +79,9 @@ lint: go ## gofmt, go vet, staticcheck
 	@echo '== lint'
 	@bad=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null | grep . || find . -name '*.go')); \
 	  [ -z "$$bad" ] || { echo "gofmt these files:" $$bad >&2; exit 1; }
-	@go vet ./...
+	@$(PLAIN) go vet ./...
 	@command -v $(STATICCHECK) >/dev/null || { echo 'staticcheck is missing: run .ci/deps' >&2; exit 1; }
-	@$(STATICCHECK) ./...
+	@$(PLAIN) $(STATICCHECK) ./...
 
 fuzz: go ## every fuzz target for FUZZTIME (10s)
 	@grep -rn --include='*_test.go' '^func Fuzz' . | sed -E 's|^(.*)/[^/]*:[0-9]+:func (Fuzz[A-Za-z0-9_]*)\(.*|\1 \2|' | sort -u | \

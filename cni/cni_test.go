@@ -222,9 +222,11 @@ func TestRequests(t *testing.T) {
 			base(func(r *api.AttachRequest) { r.IP = addr("10.244.0.9") })},
 		{"ports", call{conf: nodenetConf + `, "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "TCP"},
 			{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "::"}, {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"},
+			{"hostPort": 3868, "containerPort": 3868, "protocol": "sctp"},
 			{"hostPort": 0, "containerPort": 9}]}`}, base(func(r *api.AttachRequest) {
 			r.Publish = []api.Publish{{Protocol: "tcp", HostPort: 8080, Port: 80, Source: "cni"},
-				{HostAddr: addr("192.0.2.1"), Protocol: "udp", HostPort: 53, Port: 53, Source: "cni"}}
+				{HostAddr: addr("192.0.2.1"), Protocol: "udp", HostPort: 53, Port: 53, Source: "cni"},
+				{Protocol: "sctp", HostPort: 3868, Port: 3868, Source: "cni"}}
 		})},
 		{"aliases", call{conf: nodenetConf + `, "runtimeConfig": {"aliases": ["db", "Primary_DB", "db"]}`}, base(func(r *api.AttachRequest) { r.Aliases = []string{"db", "primary-db"} })},
 		{"aliases as Podman sends them", call{conf: nodenetConf + `, "runtimeConfig": {"aliases": {"mynet": ["db"], "other": ["no"]}}`},
@@ -319,7 +321,7 @@ func TestErrors(t *testing.T) {
 		{name: "IPv6 address", call: call{conf: nodenetConf + `, "runtimeConfig": {"ips": ["2001:db8::1"]}`}, code: codeUnsupported, msg: "IPv4"},
 		{name: "multicast MAC", call: call{conf: nodenetConf + `, "runtimeConfig": {"mac": "01:00:5e:00:00:01"}`}, code: codeConfig, msg: "01:00:5e"},
 		{name: "port", call: call{conf: nodenetConf + `, "runtimeConfig": {"portMappings": [{"hostPort": 70000, "containerPort": 80}]}`}, code: codeConfig, msg: "portMappings[0]"},
-		{name: "protocol", call: call{conf: nodenetConf + `, "runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "sctp"}]}`}, code: codeUnsupported, msg: "sctp"},
+		{name: "protocol", call: call{conf: nodenetConf + `, "runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "dccp"}]}`}, code: codeUnsupported, msg: "dccp"},
 
 		{name: "bridge without ipam", call: call{conf: `"type": "bridge"`}, code: codeUnsupported, msg: "ipam"},
 		{name: "bridge with dhcp", call: call{conf: `"type": "bridge", "ipam": {"type": "dhcp"}`}, code: codeUnsupported, msg: "dhcp"},

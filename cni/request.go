@@ -321,8 +321,8 @@ func (m portMapping) publish() (api.Publish, *fault) {
 	if p.Protocol == "" {
 		p.Protocol = "tcp"
 	}
-	if p.Protocol != "tcp" && p.Protocol != "udp" {
-		return p, faultf(codeUnsupported, "protocol %q: tcp and udp are supported", m.Protocol)
+	if p.Protocol != "tcp" && p.Protocol != "udp" && p.Protocol != "sctp" {
+		return p, faultf(codeUnsupported, "protocol %q: tcp, udp and sctp are supported", m.Protocol)
 	}
 	if m.HostPort < 0 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535 {
 		return p, faultf(codeConfig, "port %d to %d: want 1 to 65535", m.HostPort, m.ContainerPort)

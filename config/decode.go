@@ -121,7 +121,7 @@ func (p *parser) publish(b block) {
 		return
 	}
 	pub := Publish{Pos: b.pos}
-	host, proto, err := protocol(b.keys[1], "tcp", "udp")
+	host, proto, err := protocol(b.keys[1], "tcp", "udp", "sctp")
 	if err != nil {
 		p.faults.add(b.pos, title, "%v", err)
 	}
@@ -146,6 +146,9 @@ func (p *parser) publish(b block) {
 	}
 	if h, t := pub.HostAddr, pub.Target.Addr(); h.IsValid() && t.IsValid() && !h.IsLoopback() && h.Is4() != t.Is4() {
 		p.faults.add(b.pos, title, "%s and the target %s are of different IP versions, which only a loopback address may be; write two of one version", h, t)
+	}
+	if pub.Protocol == "sctp" && pub.HostAddr.IsLoopback() {
+		p.faults.add(b.pos, title, "SCTP is not served on loopback, write an address of the network, or none for all of the host's")
 	}
 	p.cfg.Publishes = append(p.cfg.Publishes, pub)
 }

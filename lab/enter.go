@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,22 +19,58 @@ import (
 // View is what a process of a lab sees: a network namespace, and its own
 // files in the place of the machine's.
 type View struct {
-	Netns    string            `json:"netns"`
-	Hostname string            `json:"hostname,omitempty"`
-	Binds    map[string]string `json:"binds,omitempty"` // path → the file to show there
-	Env      []string          `json:"env,omitempty"`   // "KEY=value", over the caller's
+	Netns    string
+	Hostname string
+	Binds    map[string]string // path → the file to show there
+	Env      []string          // "KEY=value", over the caller's
 }
 
 // Enter turns the calling process into argv as seen through the view. It
 // returns only when that fails.
-//
-// The steps are those of `ip netns exec`: namespace, private mounts, a /sys
-// that shows the namespace's devices.
 func Enter(v View, argv []string) error {
 	if len(argv) == 0 {
 		return errors.New("enter: no command")
 	}
 	runtime.LockOSThread() // the thread that calls execve(2) is the one that survives it
+	if err := v.apply(); err != nil {
+		return err
+	}
+	env := mergeEnv(os.Environ(), v.Env)
+	path, err := lookPath(argv[0], env)
+	if err != nil {
+		return fmt.Errorf("find command: %w", err)
+	}
+	return fmt.Errorf("run %s: %w", path, syscall.Exec(path, argv, env))
+}
+
+// Start starts a command as seen through the view: cmd.Start, with v.Env over
+// cmd's environment and the program looked for in the PATH that results. All
+// else of cmd holds as it does there. Not cmd.Run nor cmd.Output, which would
+// start it once more, and here.
+//
+// The view is that of a thread which ends at once. The child is made by it and
+// so inherits its namespaces (clone(2)); no process stands in between, as one
+// does with `ip netns exec`.
+func (v View) Start(cmd *exec.Cmd) error {
+	env := mergeEnv(cmd.Environ(), v.Env)
+	path, err := lookPath(cmd.Args[0], env)
+	if err != nil {
+		return fmt.Errorf("find command: %w", err)
+	}
+	cmd.Env, cmd.Path, cmd.Err = env, path, nil
+	return onThread(func() error {
+		if err := v.apply(); err != nil {
+			return err
+		}
+		return cmd.Start()
+	})
+}
+
+// apply gives the calling thread the view, for good.
+//
+// The steps are those of `ip netns exec`: namespace, private mounts, a /sys
+// that shows the namespace's devices.
+func (v View) apply() error {
 	if err := enterNetns(v.Netns); err != nil {
 		return err
 	}
@@ -74,12 +109,7 @@ func Enter(v View, argv []string) error {
 			return fmt.Errorf("show %s at %s: %w", file, path, err)
 		}
 	}
-	env := mergeEnv(os.Environ(), v.Env)
-	path, err := lookPath(argv[0], env)
-	if err != nil {
-		return fmt.Errorf("find command: %w", err)
-	}
-	return fmt.Errorf("run %s: %w", path, syscall.Exec(path, argv, env))
+	return nil
 }
 
 // lookPath searches the PATH that the command will see.
@@ -151,47 +181,26 @@ func (l *Lab) View(where string) (View, error) {
 	return v, nil
 }
 
-// Command returns a command that runs argv with the view of a part of the lab
-// (see View). It is ready to start.
-func (l *Lab) Command(ctx context.Context, where string, argv ...string) (*exec.Cmd, error) {
-	v, err := l.View(where)
-	if err != nil {
-		return nil, err
-	}
-	rec, err := l.read()
-	if err != nil {
-		return nil, err
-	}
-	return enterCommand(ctx, rec.Binary, v, argv)
-}
-
-// enterCommand runs argv through the program's hidden verb `lab enter`: a
-// process must be alone to change its mounts before the command begins.
-func enterCommand(ctx context.Context, binary string, v View, argv []string) (*exec.Cmd, error) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return nil, fmt.Errorf("encode view: %w", err)
-	}
-	return exec.CommandContext(ctx, binary, append([]string{"lab", "enter", string(b), "--"}, argv...)...), nil
-}
-
 // Exec runs a command with the view of a part of the lab (see View) and
 // returns what it wrote on standard output. A command that fails is an
 // *exec.ExitError, with what it wrote on standard error in the message.
 func (l *Lab) Exec(ctx context.Context, where string, argv ...string) (string, error) {
-	cmd, err := l.Command(ctx, where, argv...)
+	v, err := l.View(where)
 	if err != nil {
 		return "", err
 	}
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	var out, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err = v.Start(cmd); err == nil {
+		err = cmd.Wait()
+	}
 	if err != nil {
 		text := strings.TrimSpace(stderr.String())
 		if text != "" {
 			text = ": " + text
 		}
-		return string(out), fmt.Errorf("on %s: %s: %w%s", where, strings.Join(argv, " "), err, text)
+		return out.String(), fmt.Errorf("on %s: %s: %w%s", where, strings.Join(argv, " "), err, text)
 	}
-	return string(out), nil
+	return out.String(), nil
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -366,11 +367,7 @@ func TestAliveThroughExec(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for range 5 {
-		cmd, err := enterCommand(context.Background(), self, View{Netns: "/proc/self/ns/net"}, []string{"sleep", "60"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := start(cmd, filepath.Join(dir, "log"))
+		p, err := start(View{Netns: "/proc/self/ns/net"}, filepath.Join(dir, "log"), self, "lab", "become", "sleep", "60")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -405,7 +402,7 @@ func TestJoinByToken(t *testing.T) {
 func TestUpFails(t *testing.T) {
 	needRoot(t)
 	before := traces(t)
-	o := Options{Name: fmt.Sprintf("nnt-lab-%d", os.Getpid()), Root: filepath.Join(t.TempDir(), "labs"), Nodes: 2, Nodefile: "# crash\n"}
+	o := Options{Name: fmt.Sprintf("nnt-lab-%d", os.Getpid()), Root: filepath.Join(t.TempDir(), "labs"), Nodes: 2, Nodefile: "# crash node1\n"}
 	_, err := Up(t.Context(), o)
 	if err == nil {
 		t.Fatal("the lab is up")
@@ -438,5 +435,36 @@ func TestUpCancelled(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, traces(t)); diff != "" {
 		t.Errorf("left behind (-before +after):\n%s", diff)
+	}
+}
+
+// TestViewStart: the view is the child's alone.
+func TestViewStart(t *testing.T) {
+	needRoot(t)
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(hosts, []byte("192.0.2.1 there\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile("/etc/hosts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := View{Netns: "/proc/self/ns/net", Hostname: "elsewhere", Binds: map[string]string{"/etc/hosts": hosts}, Env: []string{"SEEN=view"}}
+	cmd := exec.Command("sh", "-c", "uname -n; cat /etc/hosts; echo $SEEN $KEPT")
+	var out strings.Builder
+	cmd.Stdout, cmd.Env = &out, append(os.Environ(), "SEEN=caller", "KEPT=caller")
+	if err := v.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil || out.String() != "elsewhere\n192.0.2.1 there\nview caller\n" {
+		t.Errorf("%v, %q", err, out.String())
+	}
+	after, err := os.ReadFile("/etc/hosts")
+	if name, _ := os.Hostname(); name == "elsewhere" || err != nil || !slices.Equal(before, after) {
+		t.Errorf("the caller is %s now and sees %q, %v", name, after, err)
+	}
+	v.Env = []string{"PATH=/nowhere"}
+	if err := v.Start(exec.Command("true")); err == nil || !strings.Contains(err.Error(), "find command: true") {
+		t.Errorf("a program that is not in the view's PATH: %v", err)
 	}
 }

@@ -138,12 +138,7 @@ func (l *Lab) Start(ctx context.Context, node string) error {
 			return fmt.Errorf("%s runs already, as process %d", n.Name, n.Proc.PID)
 		}
 		// The daemon outlives ctx: it belongs to the lab.
-		cmd, err := enterCommand(context.WithoutCancel(ctx), r.Binary, v,
-			[]string{r.Binary, "run", "--config", n.config(), "--state", n.state(), "--socket", n.Socket})
-		if err != nil {
-			return err
-		}
-		n.Proc, err = start(cmd, n.Log())
+		n.Proc, err = start(v, n.Log(), r.Binary, "run", "--config", n.config(), "--state", n.state(), "--socket", n.Socket)
 		if err != nil {
 			return fmt.Errorf("start %s: %w", n.Name, err)
 		}
@@ -192,11 +187,7 @@ func (l *Lab) startOutside(ctx context.Context) error {
 			{r.Binary, "lab", "upstream", "--listen", outsideAddr.String()},
 			{r.Binary, "lab", "serve", "--name", "outside", "--port", "80"},
 		} {
-			cmd, err := enterCommand(context.WithoutCancel(ctx), r.Binary, v, argv)
-			if err != nil {
-				return err
-			}
-			p, err := start(cmd, filepath.Join(l.dir, "outside.log"))
+			p, err := start(v, filepath.Join(l.dir, "outside.log"), argv...)
 			if err != nil {
 				return fmt.Errorf("start the outside host: %w", err)
 			}

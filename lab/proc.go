@@ -57,7 +57,7 @@ func (p Proc) handle() (fd int, ok bool, err error) {
 
 // pidfdEnded waits up to some milliseconds for a process to end. The state in
 // proc_pid_stat(5) would not do: it says zombie for a moment when a thread
-// other than the first calls execve(2), as Enter does.
+// other than the first calls execve(2), as a workload's program may.
 func pidfdEnded(fd, millis int) (bool, error) {
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, millis)
 	if err != nil && !errors.Is(err, unix.EINTR) {
@@ -89,9 +89,10 @@ func parseStat(s string) (start uint64, err error) {
 	return strconv.ParseUint(f[19], 10, 64)
 }
 
-// start runs a command in a session of its own, with its output in a file,
-// and reaps it should it end while we live.
-func start(cmd *exec.Cmd, log string) (Proc, error) {
+// start runs argv as seen through a view, in a session of its own, with its
+// output in a file, and reaps it should it end while we live.
+func start(v View, log string, argv ...string) (Proc, error) {
+	cmd := exec.Command(argv[0], argv[1:]...)
 	f, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return Proc{}, fmt.Errorf("open log: %w", err)
@@ -99,7 +100,7 @@ func start(cmd *exec.Cmd, log string) (Proc, error) {
 	defer f.Close()
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := v.Start(cmd); err != nil {
 		return Proc{}, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	// Read before anybody waits for it, the ID cannot be another's yet.

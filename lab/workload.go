@@ -172,11 +172,11 @@ func (l *Lab) serve(ctx context.Context, w *Workload, port uint16) error {
 	if err != nil {
 		return err
 	}
-	cmd, err := l.Command(context.WithoutCancel(ctx), w.Ref(), rec.Binary, "lab", "serve", "--name", w.Name, "--port", strconv.Itoa(int(port)))
+	v, err := l.View(w.Ref())
 	if err != nil {
 		return err
 	}
-	p, err := start(cmd, filepath.Join(w.Dir, "log"))
+	p, err := start(v, filepath.Join(w.Dir, "log"), rec.Binary, "lab", "serve", "--name", w.Name, "--port", strconv.Itoa(int(port)))
 	if err != nil {
 		return err
 	}

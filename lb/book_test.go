@@ -185,6 +185,7 @@ func options(t *rapid.T, s *state.ServiceView) {
 // is kept service by service is what Derive says, the kernel holds its
 // ruleset, and doing it again does nothing.
 func TestBookAgrees(t *testing.T) {
+	t.Parallel() // no kernel here: beside what else takes long
 	rapid.Check(t, func(rt *rapid.T) {
 		k := newFake()
 		b, err := New(Options{Kernel: k, Loopback: deaf{}})

@@ -171,6 +171,7 @@ func overlap(s *Set, a, b Elem) bool {
 // after a restart, the kernel holds the ruleset of the last one, and applying
 // it again does nothing.
 func TestDiffAgrees(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		k := newFake()
 		var cur *Table

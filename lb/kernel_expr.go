@@ -249,8 +249,12 @@ func (c *compiler) stmt(s Stmt) {
 			return
 		}
 		c.need(s.V)
-		// Port unreachable: RFC 792, RFC 4443 §3.1.
-		c.add(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: [...]uint8{V4: 3, V6: 4}[s.V]})
+		// Port or protocol unreachable: RFC 792, RFC 4443 §3.1.
+		code := [...]uint8{V4: 3, V6: 4}[s.V]
+		if s.Protocol {
+			code = 2
+		}
+		c.add(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: code})
 	case Notrack:
 		c.add(&expr.Notrack{})
 	case Lift: // [ payload write reg 1 => 6b @ link header + 0 ] [ meta set pkttype with reg 1 ]

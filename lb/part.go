@@ -136,8 +136,14 @@ func (sc *scope) publish(v *state.View, out *part, p state.Publish) {
 	q := Publish{HostAddr: p.HostAddr, Proto: protoNumber(p.Protocol), HostPort: p.HostPort, Target: netip.AddrPortFrom(p.Target, p.Port)}
 	all := anyAddr(q.HostAddr)
 	switch {
-	case q.Proto != TCP && q.Proto != UDP:
-		out.warn("publish %s: protocol %q: use tcp or udp", p.Key(), p.Protocol)
+	case q.Proto == 0:
+		out.warn("publish %s: protocol %q: use tcp, udp or sctp", p.Key(), p.Protocol)
+		return
+	case q.Proto == SCTP && sc.l.NoSCTP:
+		out.warn("publish %s: %s", p.Key(), untracked)
+		return
+	case q.Proto == SCTP && q.HostAddr.IsLoopback():
+		out.warn("publish %s: SCTP is not served on loopback: publish an address of the network, or none for all", p.Key())
 		return
 	case !p.Target.IsValid():
 		out.warn("publish %s: no target address", p.Key())

@@ -170,6 +170,7 @@ func wants(v *state.View, src, dst netip.Addr, proto uint8, port uint16) bool {
 // are kept up to date let through what the plain reading of the policies lets
 // through, and are those made from scratch.
 func TestPolicyModel(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		k := newFake()
 		b, err := New(Options{Kernel: k, Loopback: deaf{}})

@@ -37,7 +37,8 @@ func policyTraffic(t *testing.T, tp *topology) {
 		network, addr string
 		want          []string
 	}
-	const direct, directUDP, vip, vipUDP = "10.244.0.2:8080", "10.244.0.2:5353", "10.96.0.21:80", "10.96.0.25:53"
+	const direct, directUDP, vip, vipUDP, directSCTP = "10.244.0.2:8080", "10.244.0.2:5353", "10.96.0.21:80", "10.96.0.25:53", "10.244.0.2:3900"
+	tp.w1.serveSCTP("w1", "10.244.0.2", 3900)
 	ok := []string{"w1 10.244.0.3"}
 	no := []string{"timeout"}
 	fromOutside := []string{"w1 192.0.2.1"}
@@ -48,9 +49,10 @@ func policyTraffic(t *testing.T, tp *topology) {
 	}{
 		{"no policy", nil, []try{
 			{tp.w2, "tcp", direct, ok}, {tp.w2, "udp", directUDP, ok}, {tp.w2, "tcp", vip, ok}, {tp.outer, "tcp", vip, fromOutside},
+			{tp.w2, "sctp", directSCTP, ok},
 		}},
 		{"default deny", []*state.Policy{{Namespace: "a", Name: "deny", DenyIngress: true}}, []try{
-			{tp.w2, "tcp", direct, no}, {tp.w2, "udp", directUDP, no}, {tp.w2, "tcp", vip, no}, {tp.w2, "udp", vipUDP, no},
+			{tp.w2, "tcp", direct, no}, {tp.w2, "udp", directUDP, no}, {tp.w2, "tcp", vip, no}, {tp.w2, "udp", vipUDP, no}, {tp.w2, "sctp", directSCTP, no},
 			{tp.outer, "tcp", vip, no}, {tp.outer, "tcp", "192.0.2.11:8080", no}, {tp.outer, "tcp", "192.0.2.11:30080", []string{"w2 192.0.2.1", "timeout"}},
 			{tp.node, "tcp", direct, []string{"w1 10.244.0.1"}}, {tp.node, "udp", vipUDP, []string{"w1 192.0.2.11"}},
 			{tp.w1, "tcp", vip, []string{"w1 10.244.0.1"}},               // itself, by its service
@@ -61,8 +63,12 @@ func policyTraffic(t *testing.T, tp *topology) {
 		}},
 		{"a port for a label", []*state.Policy{{Namespace: "a", Name: "web", Selector: labelsOf("app=w1"),
 			Ingress: []state.PolicyRule{{Peers: peers(state.PolicyPeer{Namespace: "*", Labels: labelsOf("app=w2")}), Ports: tcp(8080)}}}}, []try{
-			{tp.w2, "tcp", direct, ok}, {tp.w2, "tcp", vip, ok}, {tp.w2, "udp", directUDP, no}, {tp.w2, "udp", vipUDP, no},
+			{tp.w2, "tcp", direct, ok}, {tp.w2, "tcp", vip, ok}, {tp.w2, "udp", directUDP, no}, {tp.w2, "udp", vipUDP, no}, {tp.w2, "sctp", directSCTP, no},
 			{tp.outer, "tcp", vip, no},
+		}},
+		{"all ports for a label", []*state.Policy{{Namespace: "a", Name: "web", Selector: labelsOf("app=w1"),
+			Ingress: []state.PolicyRule{{Peers: peers(state.PolicyPeer{Namespace: "*", Labels: labelsOf("app=w2")})}}}}, []try{
+			{tp.w2, "udp", directUDP, ok}, {tp.w2, "sctp", directSCTP, ok}, {tp.outer, "tcp", vip, no},
 		}},
 		{"a prefix", []*state.Policy{{Namespace: "a", Name: "web", Ingress: []state.PolicyRule{{Peers: peers(state.PolicyPeer{Prefix: pfx("192.0.2.0/24")})}}}}, []try{
 			{tp.outer, "tcp", vip, fromOutside}, {tp.outer, "udp", vipUDP, fromOutside}, {tp.outer, "tcp", "192.0.2.11:8080", fromOutside}, {tp.w2, "tcp", direct, no},

@@ -5,14 +5,16 @@ import "net/netip"
 // publish adds a published port, or a range of them: a port of a range goes to
 // the target's port as far from its first one as it is from HostPort. In the
 // kernel and on loopback each port is an entry of its own, since the target's
-// ports differ. A range that would pass 65535 ends there.
+// ports differ. A range that would pass 65535 ends there. SCTP is not served on
+// loopback: that would take SCTP sockets, which many kernels lack, and what goes
+// through a process loses its streams and addresses.
 func (p *part) publish(q Publish, last uint16) {
 	all := anyAddr(q.HostAddr)
 	if all {
 		q.HostAddr = anyOf(versionOf(q.Target.Addr()))
 	}
 	for {
-		if all || q.HostAddr.IsLoopback() {
+		if q.Proto != SCTP && (all || q.HostAddr.IsLoopback()) {
 			p.onLoopback(q, all)
 		}
 		if all || !q.HostAddr.IsLoopback() {

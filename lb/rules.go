@@ -50,6 +50,13 @@ var (
 	fullTCP = MatchProto{TCP}
 )
 
+// refuseSCTP is what ends an attempt to associate at once. After an error about
+// the port SCTP goes on trying (RFC 9260 §10, ICMP8 and ICMP9). Of IPv6 the
+// error that it wants is a parameter problem, which no rule can send.
+func refuseSCTP(matches ...Stmt) Rule {
+	return append(matches, MatchProto{SCTP}, Reject{V: V4, Protocol: true})
+}
+
 // never are the host's own addresses that node ports and published ports do
 // not answer on: those that mean another host to everybody else.
 func never(v Version) []netip.Prefix {
@@ -129,7 +136,7 @@ func (t *Table) hasInternal() bool {
 // for. Translation is no place to refuse a packet.
 func marked() []Chain {
 	refused := MatchPriority{Mask: ^class(0), Value: refusing}
-	rules := []Rule{{refused, fullTCP, reset}}
+	rules := []Rule{{refused, fullTCP, reset}, refuseSCTP(refused)}
 	for _, v := range versions {
 		rules = append(rules, Rule{refused, Reject{V: v}})
 	}
@@ -179,8 +186,11 @@ func (t *Table) versionRules(v Version) versionRules {
 			{inL4, MatchPort{dport, 53}, accept},
 			{from, inL4, MatchPort{sport, 53}, accept},
 			{fullTCP, reset},
-			{refuse},
 		}
+		if v == V4 {
+			r.resolver = append(r.resolver, refuseSCTP())
+		}
+		r.resolver = append(r.resolver, Rule{refuse})
 		r.vip = []Rule{{MatchEcho{v}, known, DNATAddr{a}}}
 	}
 	served := []Rule{
@@ -216,12 +226,11 @@ func (t *Table) versionRules(v Version) versionRules {
 		r.undelivered = []Rule{{MatchNeighbour{}, accept}}
 	}
 	// A reset for a packet that conntrack cannot place would kill a good flow.
-	r.undelivered = append(r.undelivered,
-		Rule{MatchState{}, drop},
-		Rule{known, fullTCP, reset},
-		Rule{known, inL4, refuse},
-		Rule{drop},
-	)
+	r.undelivered = append(r.undelivered, Rule{MatchState{}, drop}, Rule{known, fullTCP, reset})
+	if v == V4 {
+		r.undelivered = append(r.undelivered, refuseSCTP(known))
+	}
+	r.undelivered = append(r.undelivered, Rule{known, inL4, refuse}, Rule{drop})
 	r.translated = []Rule{
 		{MatchSet{Fields: []Field{saddr, daddr}, Set: v.name("hairpin")}, Masquerade{}},
 		{MatchSet{Fields: []Field{daddr}, Set: v.name("local")}, goBack},

@@ -15,6 +15,9 @@ const (
 	maxAffinity = 1 << 24
 )
 
+// untracked says why a kernel cannot translate SCTP, and what to do.
+const untracked = "this kernel does not track SCTP: load nf_conntrack with CONFIG_NF_CT_PROTO_SCTP"
+
 // derivation is the making of one service's part.
 type derivation struct {
 	*part
@@ -61,7 +64,7 @@ func (d *derivation) port(i int) {
 		d.warn("service %s port %d: protocol %q is not balanced: use tcp, udp or sctp", d.key, port.Port, port.Protocol)
 		return
 	case proto == SCTP && d.sc.l.NoSCTP:
-		d.warn("service %s port %d: this kernel does not track SCTP: load nf_conntrack with CONFIG_NF_CT_PROTO_SCTP", d.key, port.Port)
+		d.warn("service %s port %d: %s", d.key, port.Port, untracked)
 		return
 	case port.Last <= port.Port:
 		d.single(i, proto, 0)
@@ -101,6 +104,8 @@ type members struct {
 // members sorts a port's backends, as far into a range as offset says.
 func (d *derivation) members(i int, offset uint16) (out [len(versions)]members) {
 	seen := make(map[netip.AddrPort]int, len(d.s.Backends)) // of candidates, from 1
+	// What went can be told from what fell silent, whose flows go on, by this.
+	silent := protoNumber(d.s.Ports[i].Protocol) == SCTP
 	for n := range d.s.Backends {
 		b := &d.s.Backends[n]
 		if !d.usable[n] || i >= len(b.Targets) || b.Targets[i] == 0 || int(b.Targets[i])+int(offset) > 65535 {
@@ -114,6 +119,9 @@ func (d *derivation) members(i int, offset uint16) (out [len(versions)]members) 
 		case b.Failed:
 			m.dead = append(m.dead, to)
 		case !b.Ready && !b.Draining:
+			if silent {
+				m.lasting = append(m.lasting, to)
+			}
 		case at > 0 && b.Ready:
 			m.candidates[at-1] = c
 		case at == 0:
@@ -130,6 +138,7 @@ func (d *derivation) members(i int, offset uint16) (out [len(versions)]members) 
 		m := &out[v]
 		slices.SortFunc(m.candidates, func(a, b candidate) int { return a.to.Compare(b.to) })
 		slices.SortFunc(m.lasting, netip.AddrPort.Compare)
+		m.lasting = slices.Compact(m.lasting)
 		slices.SortFunc(m.dead, netip.AddrPort.Compare)
 		m.dead = slices.DeleteFunc(slices.Compact(m.dead), func(b netip.AddrPort) bool { return seen[b] > 0 })
 	}

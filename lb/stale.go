@@ -7,8 +7,9 @@ import (
 
 // Conntrack forgets flows: those of UDP clients that are pinned to a backend
 // that went or to none at all, since a UDP entry lives as long as its client
-// keeps sending; and those of failed backends, whose clients then get a reset
-// for the next packet that they send.
+// keeps sending; those of SCTP clients, which come again from the port that they
+// had, and would find the old entry; and those of failed backends, whose clients
+// then get a reset for the next packet that they send.
 type Conntrack interface {
 	// Delete deletes the tracked flows of a protocol and an IP version for
 	// which stale says so. dst is where the client sent the flow's first
@@ -43,11 +44,11 @@ func (j *judge) add(s *Service) {
 func (j *judge) empty() bool { return len(j.ports) == 0 && len(j.ranges) == 0 && j.all == nil }
 
 // change adds a port whose flows may have become stale. Datagrams may go to
-// backends that are ready or draining; one that went, or the first that came,
-// may have left flows behind. Connections end only where a backend has failed
-// that had not before.
+// backends that are ready or draining, associations to those that have not
+// failed; one that went, or the first that came, may have left flows behind.
+// TCP connections end only where a backend has failed that had not before.
 func (j *judge) change(was, is *Service) {
-	if is.Proto == UDP {
+	if is.Proto != TCP {
 		if len(was.Backends) == 0 && len(is.Backends) > 0 || !subset(was.Lasting, is.Lasting) {
 			j.add(is)
 		}
@@ -74,7 +75,7 @@ func (j *judge) published(was, is []Publish) {
 	}
 	for _, ps := range [][]Publish{was, is} {
 		for _, p := range ps {
-			if k := p.at(); k.Proto == UDP && now[k] != old[k] {
+			if k := p.at(); k.Proto != TCP && now[k] != old[k] {
 				s := Service{VIP: k.Addr, Proto: k.Proto, Port: k.Port}
 				if to := now[k]; to.IsValid() {
 					s.Backends, s.Lasting = []netip.AddrPort{to}, []netip.AddrPort{to}
@@ -160,7 +161,7 @@ func (j *judge) stale(proto uint8, hosts []netip.Addr) func(dst, backend netip.A
 		if s.Last != 0 { // its backends are kept with the first port
 			backend = netip.AddrPortFrom(backend.Addr(), s.Port)
 		}
-		if proto == UDP {
+		if proto != TCP {
 			return !slices.Contains(s.Lasting, backend)
 		}
 		return slices.Contains(s.Dead, backend)
@@ -186,7 +187,7 @@ func (b *LB) forget(j judge, hosts []netip.Addr) {
 	}
 	kinds := make(map[kind]bool)
 	note := func(s *Service) {
-		if s.Proto == UDP || len(s.Dead) > 0 {
+		if s.Proto != TCP || len(s.Dead) > 0 {
 			kinds[kind{s.Proto, versionOf(s.VIP)}] = true
 		}
 	}

@@ -23,6 +23,15 @@ func TestStaleFlows(t *testing.T) {
 		}
 		return s
 	}
+	dia := func(mark func(*state.BackendOf), backends ...string) *state.ServiceView {
+		s := svc("s", "10.96.1.33", "sctp", 53, 30133, backends...)
+		if mark != nil {
+			s.Backends[0].Ready = false
+			mark(&s.Backends[0])
+		}
+		return s
+	}
+	ofSCTP := []string{"sctp 10.96.1.33:53 10.244.0.2:53", "sctp 10.96.1.33:53 10.244.0.3:53", "sctp 192.0.2.11:30133 10.244.0.2:53", "sctp 198.51.100.1:30133 198.51.100.1:30133"}
 	drains, fails := func(b *state.BackendOf) { b.Draining = true }, func(b *state.BackendOf) { b.Failed = true }
 	other := svc("v", "10.96.1.30", "udp", 53, 0, w2)
 	draining := udp(w1, w2)
@@ -49,6 +58,15 @@ func TestStaleFlows(t *testing.T) {
 		"TCP backend drained, fails":   {tcp(drains), tcp(fails), false, []string{"tcp 10.96.1.31:53 10.244.0.2:53"}, []int{0}},
 		"TCP backend failed already":   {tcp(fails), with(tcp(fails), func(s *state.ServiceView) { s.Backends[1].Weight = 2 }), false, []string{"tcp 10.96.1.31:53 10.244.0.2:53"}, nil},
 		"start, TCP backend failed":    {nil, tcp(fails), true, []string{"tcp 10.96.1.31:53 10.244.0.2:53", "tcp 10.96.1.31:53 10.244.0.3:53"}, []int{0}},
+		"SCTP backend goes":            {dia(nil, w1, w2), dia(nil, w2), false, ofSCTP, []int{0, 2}},
+		"SCTP backend drains":          {dia(nil, w1, w2), dia(drains, w1, w2), false, ofSCTP, nil},
+		"SCTP backend falls silent":    {dia(nil, w1, w2), dia(func(*state.BackendOf) {}, w1, w2), false, ofSCTP, nil},
+		"SCTP backend fails":           {dia(nil, w1, w2), dia(fails, w1, w2), false, ofSCTP, []int{0, 2}},
+		"SCTP backend drained, fails":  {dia(drains, w1, w2), dia(fails, w1, w2), false, ofSCTP, []int{0, 2}},
+		"SCTP backend comes":           {dia(nil, w2), dia(nil, w1, w2), false, ofSCTP, nil},
+		"SCTP service goes":            {dia(nil, w1, w2), nil, false, ofSCTP, []int{0, 1, 2}},
+		"start, SCTP":                  {nil, dia(nil, w2), true, append(ofSCTP, "sctp 10.96.7.7:53 10.244.0.3:53"), []int{0, 2}},
+		"start, SCTP backend silent":   {nil, dia(func(*state.BackendOf) {}, w1, w2), true, ofSCTP, nil},
 		"TCP through the node, passes": {tcp(nil), tcp(fails), false, []string{"tcp 198.51.100.1:30131 198.51.100.1:30131"}, nil},
 	}
 	for name, tt := range tests {
@@ -89,6 +107,34 @@ func TestStaleFlows(t *testing.T) {
 				t.Errorf("flows left (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestStalePublished: flows to what a published port led to before are
+// forgotten, but of TCP.
+func TestStalePublished(t *testing.T) {
+	view := func(rev uint64, target string) *state.View {
+		v := state.View{Rev: rev, Self: selfID}
+		for _, proto := range []string{"tcp", "udp", "sctp"} {
+			v.Publishes = append(v.Publishes, pub("", proto, 9000, target))
+		}
+		return state.NewView(v, nil, nil)
+	}
+	ct := new(tracked)
+	b, err := New(Options{Kernel: newFake(), Conntrack: ct, Loopback: deaf{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.apply(&wish{view(1, "10.244.0.2:53"), testLocal()}); err != nil {
+		t.Fatal(err)
+	}
+	ct.track("tcp 192.0.2.11:9000 10.244.0.2:53", "udp 192.0.2.11:9000 10.244.0.2:53", "sctp 192.0.2.11:9000 10.244.0.2:53", "sctp 192.0.2.11:9001 10.244.0.2:53")
+	if err := b.apply(&wish{view(2, "10.244.0.3:53"), testLocal()}); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"tcp 192.0.2.11:9000 by 10.244.0.2:53", "sctp 192.0.2.11:9001 by 10.244.0.2:53"}
+	if diff := cmp.Diff(want, ct.left()); diff != "" {
+		t.Errorf("flows left (-want +got):\n%s", diff)
 	}
 }
 

@@ -232,10 +232,11 @@ type (
 	// random port.
 	Masquerade struct{}
 	// Reject refuses: with a TCP reset or, for packets of one version, as port
-	// unreachable.
+	// unreachable; with Protocol, of IPv4 only, as protocol unreachable.
 	Reject struct {
-		Reset bool
-		V     Version
+		Reset    bool
+		V        Version
+		Protocol bool
 	}
 	// Notrack keeps the packet out of conntrack and so out of NAT.
 	Notrack struct{}
@@ -321,8 +322,11 @@ func (s Reject) String() string {
 	if s.Reset {
 		return "reject with tcp reset"
 	}
-	if s.V == V6 {
+	switch {
+	case s.V == V6:
 		return "reject with icmpv6 port-unreachable"
+	case s.Protocol:
+		return "reject with icmp prot-unreachable"
 	}
 	return "reject with icmp port-unreachable"
 }

@@ -112,8 +112,8 @@ type Service struct {
 	// Sources are the clients that may use it, with fromSome in Rule; HostAddrs
 	// the host's addresses on which a node port answers, with onSome.
 	Sources, HostAddrs []netip.Prefix
-	// Lasting are the backends whose flows go on, draining ones included, and
-	// Dead those whose flows are ended. They are sorted.
+	// Lasting are the backends whose flows go on, draining ones included and, of
+	// SCTP, silent ones; Dead are those whose flows are ended. They are sorted.
 	Lasting, Dead []netip.AddrPort
 }
 

@@ -162,6 +162,28 @@ func TestDerive(t *testing.T) {
 	}
 }
 
+// TestDerivePublishedSCTP: ports of SCTP are published, but not on loopback, and
+// not where the kernel cannot translate them.
+func TestDerivePublishedSCTP(t *testing.T) {
+	v := state.NewView(state.View{Rev: 1, Self: selfID, Publishes: []state.Publish{
+		pub("", "sctp", 3868, "10.244.0.2:3868"), pub("192.0.2.11", "sctp", 3869, "10.244.0.2:3868"), pub("127.0.0.1", "sctp", 3870, "10.244.0.2:3868"),
+	}}, nil, nil)
+	const lo = "publish 127.0.0.1:3870/sctp: SCTP is not served on loopback: publish an address of the network, or none for all"
+	tab := Derive(v, testLocal())
+	if len(tab.Publishes) != 3 || len(tab.Loopback) != 0 { // all addresses of either version, and the named one
+		t.Errorf("published %v, on loopback %v", tab.Publishes, tab.Loopback)
+	}
+	if diff := cmp.Diff([]string{lo}, tab.Warnings); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+	l := testLocal()
+	l.NoSCTP = true
+	tab = Derive(v, l)
+	if len(tab.Publishes) != 0 || len(tab.Warnings) != 3 || !strings.Contains(tab.Warnings[0], "does not track SCTP") {
+		t.Errorf("without tracking: published %v, warnings %q", tab.Publishes, tab.Warnings)
+	}
+}
+
 func TestDeriveLeavesOut(t *testing.T) {
 	v := testView()
 	local := svc("elsewhere", "10.96.0.30", "tcp", 80, 0, "172.30.0.9:80@other")

@@ -275,9 +275,13 @@ func (s *space) serve(name, tcp, udp string) {
 	}()
 }
 
-// call connects and returns the answer, or "refused", "timeout" or an error.
+// call connects by tcp, udp or sctp and returns the answer, or "refused",
+// "timeout" or an error.
 func (s *space) call(network, address string) string {
 	s.t.Helper()
+	if network == "sctp" {
+		return s.associate(0, address)
+	}
 	return s.callFrom(nil, network, address)
 }
 

@@ -114,7 +114,7 @@ func protoNumber(name string) uint8 {
 	case "udp":
 		return lb.UDP
 	}
-	return 132 // SCTP
+	return lb.SCTP
 }
 
 func (n *Node) serveConns(_ context.Context, _ state.NodeID, req []byte) ([]byte, error) {

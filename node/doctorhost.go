@@ -288,7 +288,7 @@ func checkResolvers(h hostFacts, ours []netip.Addr) api.Check {
 	}
 	var beside []string
 	for _, s := range sockets {
-		if s.at.Port() != 53 || h.Own(s.inode) {
+		if s.at.Port() != 53 || s.proto == "sctp" || h.Own(s.inode) {
 			continue
 		}
 		who := fmt.Sprintf("%s at %s/%s", cmp.Or(h.Owner(s.inode), "a process"), s.at, s.proto)

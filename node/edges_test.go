@@ -103,8 +103,11 @@ func TestPublishKeepsOffTheNodesOwnPorts(t *testing.T) {
 			t.Errorf("publish %d/%s: %v, want code %s", p.HostPort, p.Protocol, err, api.CodeInvalid)
 		}
 	}
-	if _, err := n.addPublish(t.Context(), api.Publish{Protocol: "tcp", HostPort: 4789, Target: target, Port: 80}); err != nil {
-		t.Error(err)
+	for _, p := range []api.Publish{{Protocol: "tcp", HostPort: 4789}, {Protocol: "sctp", HostPort: 4789}, {Protocol: "sctp", HostPort: n.cfg.Cluster.GossipPort}} {
+		p.Target, p.Port = target, 80
+		if _, err := n.addPublish(t.Context(), p); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -117,7 +120,9 @@ func TestAttachChecksItsPublishedPorts(t *testing.T) {
 	}{
 		"one":             {modeIPAM, []api.Publish{{HostPort: 8080, Port: 80}}, true},
 		"two protocols":   {modeIPAM, []api.Publish{{HostPort: 8080, Port: 80}, {HostPort: 8080, Port: 80, Protocol: "udp"}}, true},
-		"sctp":            {modeIPAM, []api.Publish{{HostPort: 8080, Port: 80, Protocol: "sctp"}}, false},
+		"sctp":            {modeIPAM, []api.Publish{{HostPort: 8080, Port: 80}, {HostPort: 8080, Port: 80, Protocol: "sctp"}}, true},
+		"dccp":            {modeIPAM, []api.Publish{{HostPort: 8080, Port: 80, Protocol: "dccp"}}, false},
+		"sctp, loopback":  {modeIPAM, []api.Publish{{HostAddr: netip.MustParseAddr("127.0.0.1"), HostPort: 8080, Port: 80, Protocol: "sctp"}}, false},
 		"host port 0":     {modeIPAM, []api.Publish{{Port: 80}}, false},
 		"port 0":          {modeIPAM, []api.Publish{{HostPort: 8080}}, false},
 		"twice":           {modeIPAM, []api.Publish{{HostPort: 8080, Port: 80}, {HostPort: 8080, Port: 81, Protocol: "tcp"}}, false},

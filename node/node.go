@@ -95,6 +95,7 @@ type Node struct {
 	// is ours; see ports.go.
 	withheld, shadowed []portConflict
 
+	noSCTP      func() bool   // whether the kernel cannot translate SCTP; nil: it can
 	sockets     hostSockets   // nil: ports are not compared with those of the host's processes
 	redeclare   chan struct{} // asks runDeclare to declare what was withheld
 	applied     func() uint64 // the revision that workloads can rely on; see settle
@@ -133,6 +134,7 @@ func open(o Options) (*Node, error) {
 	n := &Node{
 		opts: o, log: o.Logger, cfg: cfg, dir: cfg.Node.StateDir, started: time.Now(), bootID: randomID(),
 		declared: make(chan struct{}), leave: make(chan struct{}), redeclare: make(chan struct{}, 1), relinked: make(chan struct{}, 1), sockets: kernelSockets{},
+		noSCTP: func() bool { return !lb.TracksSCTP() },
 	}
 	n.applied = n.appliedByAll
 	if err := n.openAll(); err != nil {

@@ -55,7 +55,7 @@ func (c claim) takes(s boundSocket) bool {
 	case at.Is4() && !v4 || at.Is6() && !v6:
 		return false
 	case at.IsLoopback():
-		return slices.Contains(localhosts, at) && c.nodePort == ""
+		return slices.Contains(localhosts, at) && c.nodePort == "" && c.Protocol != "sctp"
 	}
 	return true
 }
@@ -125,20 +125,30 @@ func (n *Node) serves(s boundSocket) bool {
 	return false
 }
 
-// checkFree refuses to publish a port that a process of this host has.
-func (n *Node) checkFree(p state.Publish) error { return n.checkClaims(claim{Publish: p}) }
+// checkFree refuses to publish a port that a process of this host has, or
+// whose protocol the kernel cannot translate.
+func (n *Node) checkFree(list ...state.Publish) error {
+	var claims []claim
+	for _, p := range list {
+		if p.Protocol == "sctp" && n.noSCTP != nil && n.noSCTP() {
+			return invalid("publish %s: this kernel does not track SCTP: load nf_conntrack with CONFIG_NF_CT_PROTO_SCTP", p.Key())
+		}
+		claims = append(claims, claim{Publish: p})
+	}
+	return n.checkClaims(claims...)
+}
 
 // checkAllFree does so for what is attached with ports.
 func (n *Node) checkAllFree(list []api.Publish) error {
-	var claims []claim
+	var all []state.Publish
 	for _, r := range list {
 		p, err := publishRecord(r)
 		if err != nil {
 			return err
 		}
-		claims = append(claims, claim{Publish: p})
+		all = append(all, p)
 	}
-	return n.checkClaims(claims...)
+	return n.checkFree(all...)
 }
 
 // checkNodePorts refuses a given node port that a process of this host has. On

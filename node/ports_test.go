@@ -1,10 +1,13 @@
 package node
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"nodenet/api"
 	"nodenet/config"
@@ -53,6 +56,9 @@ func TestPublishAndProcesses(t *testing.T) {
 		"IPv6, in use":                  {"tcp only[::]:8080 java (pid 3)", api.Publish{HostPort: 8080, Target: netip.MustParseAddr("2001:db8:1::2")}, "java (pid 3) listens on [::]:8080/tcp"},
 		"IPv6, beside IPv4":             {"tcp 0.0.0.0:8080 java (pid 3)", api.Publish{HostPort: 8080, Target: netip.MustParseAddr("2001:db8:1::2")}, ""},
 		"loopback of the other version": {"tcp 127.0.0.1:8080 java (pid 3)", api.Publish{HostPort: 8080, HostAddr: netip.MustParseAddr("127.0.0.1"), Target: netip.MustParseAddr("2001:db8:1::2")}, "in use"},
+		"SCTP":                          {"sctp 192.0.2.1:3868 hss (pid 4)", api.Publish{HostPort: 3868, Protocol: "sctp"}, "hss (pid 4) listens on 192.0.2.1:3868/sctp"},
+		"SCTP, beside TCP":              {"tcp 192.0.2.1:3868 hss (pid 4)", api.Publish{HostPort: 3868, Protocol: "sctp"}, ""},
+		"SCTP on loopback":              {"sctp 127.0.0.1:3868 hss (pid 4)", api.Publish{HostPort: 3868, Protocol: "sctp"}, ""},
 		"nobody knows who":              {"tcp 0.0.0.0:22 ", api.Publish{HostPort: 22}, "a process of this host listens on"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -174,6 +180,40 @@ func TestNodePortAndProcesses(t *testing.T) {
 	n.lookAtPorts(t.Context())
 	if s, _ := n.portStatus(1); !strings.Contains(s.Error, "node port 30080/tcp of service web.default takes the packets of a process: node (pid 8)") {
 		t.Errorf("status %+v", s)
+	}
+}
+
+// TestUntrackedSCTP: where the kernel cannot translate SCTP, a port of it is
+// refused rather than published to no effect.
+func TestUntrackedSCTP(t *testing.T) {
+	n := newTestNode(t)
+	n.noSCTP = func() bool { return true }
+	p := api.Publish{HostPort: 3868, Port: 3868, Protocol: "sctp", Target: netip.MustParseAddr("10.244.0.2")}
+	if _, err := n.addPublish(t.Context(), p); code(err) != api.CodeInvalid || !strings.Contains(err.Error(), "CONFIG_NF_CT_PROTO_SCTP") {
+		t.Errorf("publish: %v", err)
+	}
+	r := api.AttachRequest{ID: "x", Network: "pods", Mode: modeIPAM, Namespace: "default", Publish: []api.Publish{{HostPort: 3868, Port: 3868, Protocol: "sctp"}}}
+	if _, err := n.attach(t.Context(), r); code(err) != api.CodeInvalid || !strings.Contains(err.Error(), "CONFIG_NF_CT_PROTO_SCTP") {
+		t.Errorf("attach: %v", err)
+	}
+}
+
+// TestSCTPSockets reads what the kernel's sctp module lists.
+func TestSCTPSockets(t *testing.T) {
+	list, err := sctpSockets("testdata/sctp-eps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range list {
+		got = append(got, fmt.Sprintf("%s %s %d", s.proto, s.at, s.inode))
+	}
+	want := []string{"sctp 0.0.0.0:3868 24011", "sctp 192.0.2.1:36412 24013", "sctp 198.51.100.1:36412 24013", "sctp [::]:2905 24017"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("sockets (-want +got):\n%s", diff)
+	}
+	if list, err := sctpSockets("testdata/not-there"); err != nil || list != nil {
+		t.Errorf("without SCTP in the kernel: %v, %v", list, err)
 	}
 }
 

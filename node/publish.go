@@ -21,8 +21,10 @@ func publishRecord(r api.Publish) (state.Publish, error) {
 		p.HostAddr = netip.Addr{} // every address, which is what the zero value says
 	}
 	switch {
-	case p.Protocol != "tcp" && p.Protocol != "udp":
-		return p, invalid("publish %s: protocol %q: want tcp or udp", p.Key(), p.Protocol)
+	case p.Protocol != "tcp" && p.Protocol != "udp" && p.Protocol != "sctp":
+		return p, invalid("publish %s: protocol %q: want tcp, udp or sctp", p.Key(), p.Protocol)
+	case p.Protocol == "sctp" && p.HostAddr.IsLoopback():
+		return p, invalid("publish %s: SCTP is not served on loopback: give an address of the network, or none for all of the host's", p.Key())
 	case p.HostPort == 0 || p.Port == 0:
 		return p, invalid("publish %s: port 0: want 1 to 65535", p.Key())
 	case p.Last != 0 && p.Last < p.HostPort:
@@ -86,9 +88,12 @@ func (n *Node) checkPublish(sn *state.Snapshot, p state.Publish) error {
 // Published, it would cut the node off.
 func (n *Node) ownPort(sn *state.Snapshot, p state.Publish) uint16 {
 	own := []uint16{n.cfg.Cluster.GossipPort}
-	if p.Protocol == "tcp" {
+	switch p.Protocol {
+	case "sctp":
+		return 0 // peers do not speak it
+	case "tcp":
 		own = append(own, n.cfg.Cluster.SyncPort)
-	} else {
+	default:
 		for rec, nw := range state.All[state.Network](sn) {
 			if rec.ID.Owner == n.self && nw.Port != 0 {
 				own = append(own, nw.Port)

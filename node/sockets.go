@@ -13,9 +13,9 @@ import (
 )
 
 // boundSocket is a socket of this host that waits for packets on a port: a TCP
-// one that listens, or a UDP one that is connected to nobody.
+// or SCTP one that listens, or a UDP one that is connected to nobody.
 type boundSocket struct {
-	proto string // "tcp" or "udp"
+	proto string // "tcp", "udp" or "sctp"
 	at    netip.AddrPort
 	v6    bool // IPv6 only: no packet of IPv4 gets there
 	inode uint32
@@ -32,8 +32,9 @@ type hostSockets interface {
 	Own(inode uint32) bool
 }
 
-// kernelSockets asks by sock_diag(7). Only sockets in a waiting state are
-// listed, so the cost does not grow with the connections of the host.
+// kernelSockets asks by sock_diag(7), and for SCTP reads what its module has
+// under /proc. Only sockets in a waiting state are listed, so the cost does not
+// grow with the connections of the host.
 type kernelSockets struct{}
 
 const (
@@ -80,7 +81,8 @@ func (kernelSockets) Bound() ([]boundSocket, error) {
 		}
 		out = append(out, list...)
 	}
-	return out, nil
+	list, err := sctpSockets(sctpEndpoints)
+	return append(out, list...), err
 }
 
 // readDiag reads the answers to one question.

@@ -91,14 +91,14 @@ type Endpoint struct {
 // Port is a named port of an endpoint.
 type Port struct {
 	Name     string `cbor:"1,keyasint,omitempty"`
-	Protocol string `cbor:"2,keyasint"` // "tcp" or "udp"
+	Protocol string `cbor:"2,keyasint"` // "tcp", "udp" or "sctp"
 	Port     uint16 `cbor:"3,keyasint"`
 }
 
 // Publish forwards a port of the node's own addresses to a workload (docker -p).
 type Publish struct {
 	HostAddr netip.Addr `cbor:"1,keyasint,omitempty"` // zero: every local address
-	Protocol string     `cbor:"2,keyasint"`
+	Protocol string     `cbor:"2,keyasint"`           // "tcp", "udp" or "sctp"
 	HostPort uint16     `cbor:"3,keyasint"`
 	Target   netip.Addr `cbor:"4,keyasint"`
 	Port     uint16     `cbor:"5,keyasint"`

@@ -102,10 +102,10 @@ For a namespace under /run/netns the resolver configuration is written to
 	f.StringSliceVar(&r.Aliases, "alias", nil, "another name")
 	f.StringVar(&r.ID, "id", "", "identity on this node (default: NAMESPACE.NAME)")
 	f.StringToStringVar(&r.Labels, "label", nil, "label KEY=VALUE that services select by")
-	f.StringSliceVar(&ports, "port", nil, "port [NAME=]PORT[/udp] that it listens on")
+	f.StringSliceVar(&ports, "port", nil, "port [NAME=]PORT[/PROTO] that it listens on")
 	f.StringVar(&ip, "ip", "", "wanted address")
 	f.StringVar(&r.MAC, "mac", "", "wanted Ethernet address")
-	f.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT[-LAST]:PORT[/udp] of this node")
+	f.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT[-LAST]:PORT[/PROTO] of this node")
 	f.StringVar(&r.Mode, "mode", "bridge", "bridge: own address; dhcp: a link, the workload asks for its address; host: the node's network, registered under the name; none: no link")
 	f.StringVar(&r.IfName, "ifname", "eth0", "name of the interface inside")
 	f.BoolVar(&r.NoDefaultRoute, "no-default-route", false, "do not set a default route")
@@ -184,7 +184,7 @@ func parsePort(s string) (api.Port, error) {
 	}
 	n, err := portNumber(rest)
 	if err != nil {
-		return api.Port{}, usagef("--port %s: %v: want [NAME=]PORT[/udp]", s, err)
+		return api.Port{}, usagef("--port %s: %v: want [NAME=]PORT[/PROTO]", s, err)
 	}
 	return api.Port{Name: name, Protocol: proto, Port: n}, nil
 }
@@ -198,7 +198,7 @@ func parseAttachPublish(s string) (api.Publish, error) {
 	}
 	i := strings.LastIndexByte(rest, ':')
 	if i < 0 {
-		return api.Publish{}, usagef("--publish %s: want [HOSTADDR:]HOSTPORT[-LAST]:PORT[/udp]", s)
+		return api.Publish{}, usagef("--publish %s: want [HOSTADDR:]HOSTPORT[-LAST]:PORT[/PROTO]", s)
 	}
 	p := api.Publish{Protocol: proto}
 	if p.HostAddr, p.HostPort, p.Last, err = hostPorts(rest[:i]); err != nil {
@@ -259,8 +259,8 @@ func cutProtocol(s string) (rest, proto string, err error) {
 	if !found {
 		return s, "tcp", nil
 	}
-	if proto = strings.ToLower(proto); proto != "tcp" && proto != "udp" {
-		return "", "", fmt.Errorf("protocol %q: want tcp or udp", proto)
+	if proto = strings.ToLower(proto); proto != "tcp" && proto != "udp" && proto != "sctp" {
+		return "", "", fmt.Errorf("protocol %q: want tcp, udp or sctp", proto)
 	}
 	return rest, proto, nil
 }

@@ -107,10 +107,10 @@ func TestRequests(t *testing.T) {
 		{
 			name: "attach",
 			args: []string{"attach", "--netns", netns, "--name", "web", "--namespace", "apps", "--label", "app=web",
-				"--port", "http=80", "--port", "53/udp", "--ip", "10.244.0.2", "--publish", "8080:80", "--publish", "192.0.2.1:5353:53/udp"},
+				"--port", "http=80", "--port", "53/udp", "--ip", "10.244.0.2", "--publish", "8080:80", "--publish", "192.0.2.1:5353:53/udp", "--publish", "3868:3868/SCTP"},
 			want: []string{`POST /v1/attach {"network":"pods","netns":"` + netns + `","ifName":"eth0","name":"web","namespace":"apps","labels":{"app":"web"},` +
 				`"ports":[{"name":"http","protocol":"tcp","port":80},{"protocol":"udp","port":53}],"ip":"10.244.0.2","mode":"bridge",` +
-				`"publish":[{"protocol":"tcp","hostPort":8080,"target":"","port":80},{"hostAddr":"192.0.2.1","protocol":"udp","hostPort":5353,"target":"","port":53}]}`},
+				`"publish":[{"protocol":"tcp","hostPort":8080,"target":"","port":80},{"hostAddr":"192.0.2.1","protocol":"udp","hostPort":5353,"target":"","port":53},{"protocol":"sctp","hostPort":3868,"target":"","port":3868}]}`},
 			out: "10.244.0.2/24\n",
 		}, {
 			name: "attach a process of the host",
@@ -153,6 +153,8 @@ func TestRequests(t *testing.T) {
 		{name: "name add an address", args: []string{"name", "add", "food.web-server", "2001:db8::10"}, want: []string{`POST /v1/names {"name":"food.web-server","type":"AAAA","target":"2001:db8::10"}`}},
 		{name: "name rm all", args: []string{"name", "rm", "food.web-server"}, want: []string{"DELETE /v1/names?key=food.web-server"}},
 		{name: "name rm one", args: []string{"name", "rm", "Food.web-server.", "a", "192.0.2.1"}, want: []string{"DELETE /v1/names?key=food.web-server+A+192.0.2.1"}},
+		{name: "publish add SCTP", args: []string{"publish", "add", "3868/sctp", "10.244.0.2:3868"}, want: []string{`POST /v1/publishes {"protocol":"sctp","hostPort":3868,"target":"10.244.0.2","port":3868}`}, out: "*:8443/tcp\n"},
+		{name: "publish rm SCTP", args: []string{"publish", "rm", "3868/sctp"}, want: []string{"DELETE /v1/publishes?key=%2A%3A3868%2Fsctp"}},
 		{name: "publish add a range", args: []string{"publish", "add", "192.0.2.1:8000-8010/udp", "10.244.0.2:9000-9010"}, want: []string{`POST /v1/publishes {"hostAddr":"192.0.2.1","protocol":"udp","hostPort":8000,"last":8010,"target":"10.244.0.2","port":9000}`}, out: "*:8443/tcp\n"},
 		{name: "firewall integrate", args: []string{"firewall", "integrate", "docker", "ufw", "--dry-run"}, want: []string{`POST /v1/firewall {"names":["docker","ufw"],"dryRun":true}`}, out: "insert rule ip filter DOCKER-USER iifname \"nn-*\" accept comment \"nodenet\"\n"},
 		{name: "firewall remove", args: []string{"firewall", "remove"}, want: []string{`POST /v1/firewall {"names":[],"remove":true}`}, out: "insert rule ip filter DOCKER-USER iifname \"nn-*\" accept comment \"nodenet\"\n"},

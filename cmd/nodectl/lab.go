@@ -45,7 +45,7 @@ machine's own network is touched.`,
 	cmd.PersistentFlags().StringVar(&f.root, "dir", lab.DefaultRoot, "directory that holds the labs' directories")
 	cmd.AddCommand(c.labUpCmd(&f), c.labDownCmd(&f), c.labStatusCmd(&f), c.labExecCmd(&f), c.labLogsCmd(&f),
 		c.labCutCmd(&f), c.labHealCmd(&f), c.labKillCmd(&f), c.labStartCmd(&f), c.labWorkloadCmd(&f),
-		c.labDemoCmd(&f), c.labEnterCmd(), c.labServeCmd(), c.labGetCmd(), c.labUpstreamCmd())
+		c.labDemoCmd(&f), c.labServeCmd(), c.labGetCmd(), c.labUpstreamCmd())
 	return cmd
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -81,29 +80,11 @@ func (c *cli) labWorkloadAddCmd(f *labFlags) *cobra.Command {
 	fl.StringVar(&o.Namespace, "namespace", "default", "namespace of the name")
 	fl.StringVar(&o.Network, "network", config.DefaultNetwork, "network to attach to")
 	fl.StringToStringVar(&o.Labels, "label", nil, "label KEY=VALUE")
-	fl.StringSliceVar(&ports, "port", nil, "port [NAME=]PORT[/udp]")
+	fl.StringSliceVar(&ports, "port", nil, "port [NAME=]PORT[/PROTO]")
 	fl.StringVar(&ip, "ip", "", "wanted address")
-	fl.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT[-LAST]:PORT[/udp] of the node")
+	fl.StringSliceVar(&publish, "publish", nil, "publish [HOSTADDR:]HOSTPORT[-LAST]:PORT[/PROTO] of the node")
 	fl.StringVar(&o.Mode, "mode", "bridge", "bridge or none")
 	fl.Uint16Var(&o.Serve, "serve", 0, "run a small web server on this port")
-	return cmd
-}
-
-// labEnterCmd is how the lab starts processes with a machine's view.
-func (c *cli) labEnterCmd() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:    "enter VIEW -- COMMAND [ARG...]",
-		Hidden: true,
-		Args:   nargs(2, 1<<20, "VIEW -- COMMAND"),
-		RunE: func(_ *cobra.Command, args []string) error {
-			var v lab.View
-			if err := json.Unmarshal([]byte(args[0]), &v); err != nil {
-				return usagef("view: %v", err)
-			}
-			return lab.Enter(v, command(args[1:]))
-		},
-	}
-	cmd.Flags().SetInterspersed(false)
 	return cmd
 }
 

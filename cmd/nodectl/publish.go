@@ -19,15 +19,17 @@ func (c *cli) publishCmd() *cobra.Command {
 
 func (c *cli) publishAddCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "add [HOSTADDR:]PORT[-LAST][/udp] TARGET:PORT",
+		Use:   "add [HOSTADDR:]PORT[-LAST][/PROTO] TARGET:PORT",
 		Short: "Publish a port of this node, or a range of ports",
 		Long: `Publish a port of this node. A range of ports goes to as many ports of the
-target, from PORT on. A port on which a process of this host listens is
-refused: the process would hear nothing any more.`,
+target, from PORT on. PROTO is tcp, udp or sctp. A port on which a process of
+this host listens is refused: the process would hear nothing any more. SCTP is
+not served on loopback.`,
 		Example: `  nodectl publish add 8443 10.244.0.2:443
   nodectl publish add 192.168.1.11:5353/udp 10.244.0.7:53
+  nodectl publish add 3868/sctp 10.244.0.2:3868
   nodectl publish add 8000-8010 10.244.0.2:9000`,
-		Args: nargs(2, 2, "[HOSTADDR:]PORT[-LAST][/udp] TARGET:PORT"),
+		Args: nargs(2, 2, "[HOSTADDR:]PORT[-LAST][/PROTO] TARGET:PORT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := parsePublish(args[0], args[1])
 			if err != nil {
@@ -70,7 +72,7 @@ func (c *cli) publishRemoveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:     "rm KEY",
 		Aliases: []string{"remove"},
-		Short:   "Stop publishing a port; KEY as 'nodectl publish ls' shows it, or [HOSTADDR:]PORT[-LAST][/udp]",
+		Short:   "Stop publishing a port; KEY as 'nodectl publish ls' shows it, or [HOSTADDR:]PORT[-LAST][/PROTO]",
 		Args:    nargs(1, 1, "KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.client().RemovePublish(cmd.Context(), publishKey(args[0])); err != nil {

@@ -41,7 +41,7 @@ func (c *cli) serviceAddCmd() *cobra.Command {
 				return err
 			}
 			if len(s.Ports) == 0 && s.External == "" && !s.Headless {
-				return usagef("service %s: missing --port [NAME=]PORT[-LAST][:TARGET][/udp]", args[0])
+				return usagef("service %s: missing --port [NAME=]PORT[-LAST][:TARGET][/PROTO]", args[0])
 			}
 			made, err := c.client().AddService(cmd.Context(), s)
 			if err != nil {
@@ -52,7 +52,7 @@ func (c *cli) serviceAddCmd() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&w.vip, "vip", "", "service address, or none for a headless service (default: allocate one)")
-	f.StringSliceVar(&w.ports, "port", nil, "port or range [NAME=]PORT[-LAST][:TARGET][/udp]; TARGET is a number or an endpoint's port name")
+	f.StringSliceVar(&w.ports, "port", nil, "port or range [NAME=]PORT[-LAST][:TARGET][/PROTO]; TARGET is a number or an endpoint's port name")
 	f.StringSliceVar(&w.nodePorts, "node-port", nil, "node port of each --port in turn, or auto to allocate them")
 	f.StringToStringVar(&s.Select, "select", nil, "label KEY=VALUE that its endpoints have")
 	f.StringSliceVar(&s.Backends, "backend", nil, "explicit backend ADDR[:PORT][=WEIGHT]")
@@ -212,7 +212,7 @@ func parseServicePort(s string) (api.ServicePort, error) {
 	}
 	p, err := config.ParsePort(strings.ToLower(rest))
 	if err != nil {
-		return api.ServicePort{}, usagef("--port %s: %v: want [NAME=]PORT[-LAST][:TARGET][/udp]", s, err)
+		return api.ServicePort{}, usagef("--port %s: %v: want [NAME=]PORT[-LAST][:TARGET][/PROTO]", s, err)
 	}
 	return api.ServicePort{Name: name, Protocol: p.Protocol, Port: p.Port, Last: p.Last, Target: p.Target, TargetName: p.TargetName}, nil
 }

@@ -138,15 +138,15 @@ func (m *manager) start() {
 		names, files = append(names, s.name), append(files, s.file)
 	}
 	env := fmt.Sprintf("NOTIFY_SOCKET=%s LISTEN_FDS=%d LISTEN_FDNAMES=%s LISTEN_PID=$$", m.path, len(files), strings.Join(names, ":"))
-	cmd, err := m.s.Lab.Command(context.Background(), m.name(), "sh", "-c",
-		fmt.Sprintf("%s exec nodectl run --config %s/Nodefile --state %s/state --socket %s", env, n.Dir, n.Dir, n.Socket))
+	v, err := m.s.Lab.View(m.name())
 	must(m.t, err)
+	cmd := exec.Command("sh", "-c", fmt.Sprintf("%s exec nodectl run --config %s/Nodefile --state %s/state --socket %s", env, n.Dir, n.Dir, n.Socket))
 	log, err := os.OpenFile(n.Log(), os.O_APPEND|os.O_WRONLY, 0)
 	must(m.t, err)
 	defer log.Close()
 	cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = files, log, log
 	m.ready = make(chan struct{})
-	must(m.t, cmd.Start())
+	must(m.t, v.Start(cmd))
 	m.cmd = cmd
 }
 

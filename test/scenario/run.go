@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"strings"
 	"sync"
@@ -83,38 +84,40 @@ func (s *Scenario) TryShell(where, script string) (string, error) {
 func (s *Scenario) run(ctx context.Context, where string, argv []string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandLimit)
 	defer cancel()
-	cmd, err := s.command(ctx, where, argv)
-	if err != nil {
-		return "", err
+	var out bytes.Buffer
+	cmd, err := s.begin(ctx, where, argv, &out)
+	if err == nil {
+		err = cmd.Wait()
 	}
-	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		err = fmt.Errorf("%w (after %s)", ctx.Err(), commandLimit)
 	}
-	return string(out), err
+	return out.String(), err
 }
 
-func (s *Scenario) command(ctx context.Context, where string, argv []string) (*exec.Cmd, error) {
-	var cmd *exec.Cmd
-	if where == Machine {
-		path, err := lookPath(argv[0], s.env)
-		if err != nil {
-			return nil, err
-		}
-		cmd = exec.CommandContext(ctx, path, argv[1:]...)
-	} else {
+// begin starts a command; out gets what it writes.
+func (s *Scenario) begin(ctx context.Context, where string, argv []string, out io.Writer) (*exec.Cmd, error) {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir, cmd.Env = s.dir, s.env
+	cmd.Stdout, cmd.Stderr = out, out
+	// A killed command must not keep us waiting for children that hold its output.
+	cmd.WaitDelay = time.Second
+	if where != Machine {
 		if s.Lab == nil {
 			return nil, errors.New("the scenario has no lab yet: call Up")
 		}
-		var err error
-		if cmd, err = s.Lab.Command(ctx, where, argv...); err != nil {
+		v, err := s.Lab.View(where)
+		if err != nil {
 			return nil, err
 		}
+		return cmd, v.Start(cmd)
 	}
-	cmd.Dir, cmd.Env = s.dir, s.env
-	// A killed command must not keep us waiting for children that hold its output.
-	cmd.WaitDelay = time.Second
-	return cmd, nil
+	path, err := lookPath(argv[0], s.env)
+	if err != nil {
+		return nil, err
+	}
+	cmd.Path, cmd.Err = path, nil
+	return cmd, cmd.Start()
 }
 
 // Process is a command that runs beside the others.
@@ -151,11 +154,7 @@ func (s *Scenario) start(where, cmdline string) *Process {
 	}
 	p := &Process{Cmdline: cmdline, where: where, done: make(chan struct{})}
 	// Not the test's context: it ends before the scenario's cleanup.
-	p.cmd, err = s.command(context.Background(), where, argv)
-	if err == nil {
-		p.cmd.Stdout, p.cmd.Stderr = p, p
-		err = p.cmd.Start()
-	}
+	p.cmd, err = s.begin(context.Background(), where, argv, p)
 	if err != nil {
 		s.t.Fatalf("on %s: %s: %v", where, cmdline, err)
 	}

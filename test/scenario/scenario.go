@@ -21,7 +21,8 @@
 // it ends. Within the child each scenario is compared with what was there
 // before it: it must leave no process, namespace, link, mount, nft table or file.
 //
-// Scenarios of one test binary run one after the other, for the sake of that
+// Test binaries may therefore run side by side, on two CPUs two of them (go test
+// -p 2). Scenarios of one run one after the other, for the sake of that
 // comparison: no t.Parallel.
 package scenario
 
