@@ -32,6 +32,7 @@ type watch struct {
 	newest  uint32        // generation; 0: none seen
 	since   uint32        // all after this one is known
 	touched []touch       // oldest first
+	shaped  uint32        // the newest that changed anybody's tables, chains, rules or sets; 0: none seen
 }
 
 // touch is a transaction that changed our tables.
@@ -87,14 +88,14 @@ func (w *watch) signal() <-chan struct{} {
 func (w *watch) read() {
 	buf := make([]byte, 1<<17)
 	var t touch
-	var ours bool
+	var ours, shaped bool
 	var own []uint32 // ports of our transactions
 	for {
 		n, err := w.f.Read(buf)
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
 			// Too fast for us: what was lost is not known.
-			t, ours = touch{}, false
+			t, ours, shaped = touch{}, false, false
 			w.lose()
 			continue
 		case err != nil:
@@ -106,26 +107,26 @@ func (w *watch) read() {
 			case unix.NFT_MSG_NEWGEN:
 				var thread uint32
 				t.gen, thread, t.by = generation(m.attrs)
-				w.commit(t, ours)
+				w.commit(t, ours, shaped)
 				if ours && len(own) < maxOwn && !slices.Contains(own, m.port) && isOwn(thread) {
 					// Without the filter it costs more, and all is known.
 					own = append(own, m.port)
 					_ = w.deaf(own)
 				}
-				t, ours = touch{}, false
+				t, ours, shaped = touch{}, false, false
 			case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
 				if m.ours() {
 					ours, t.elements = true, true
 				}
 			default:
-				ours = ours || m.ours()
+				ours, shaped = ours || m.ours(), true
 			}
 		}
 	}
 }
 
 // commit notes that a transaction is complete.
-func (w *watch) commit(t touch, ours bool) {
+func (w *watch) commit(t touch, ours, shaped bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -135,6 +136,9 @@ func (w *watch) commit(t touch, ours bool) {
 		return
 	}
 	w.newest = t.gen
+	if shaped {
+		w.shaped = t.gen
+	}
 	if ours {
 		w.touched = append(w.touched, t)
 		if len(w.touched) > maxTouched {
@@ -240,6 +244,17 @@ func (w *watch) between(from, g uint32) (list []touch, known bool) {
 	}
 }
 
+// reshaped reports whether anything but elements may have changed after a
+// generation, in whatever table.
+func (w *watch) reshaped(after uint32) bool {
+	if w == nil {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.newest == 0 || later(w.since, after) || w.shaped != 0 && later(w.shaped, after)
+}
+
 // forget drops what nobody will ask for any more.
 func (w *watch) forget(upTo uint32) {
 	if w == nil {
@@ -259,14 +274,19 @@ func later(a, b uint32) bool { return int32(a-b) > 0 }
 
 // message is one of the kernel's about nftables.
 type message struct {
-	kind  uint16
-	port  uint32 // netlink port of who did what it tells
-	attrs []byte
+	kind   uint16
+	port   uint32 // netlink port of who did what it tells
+	family uint8
+	attrs  []byte
 }
 
 // ours reports whether it is about a table of ours, whose name is attribute 1
-// of every object.
+// of every object. Table netdev nodenet is package announce's, which renews its
+// elements every few seconds.
 func (m message) ours() bool {
+	if m.family != unix.NFPROTO_INET && m.family != unix.NFPROTO_BRIDGE {
+		return false
+	}
 	for kind, v := range attributes(m.attrs) {
 		if kind == 1 {
 			return string(v) == TableName+"\x00"
@@ -275,8 +295,7 @@ func (m message) ours() bool {
 	return false
 }
 
-// messages are those about nftables in a datagram. The family is not looked
-// at: a table of our name in another one is nobody's habit.
+// messages are those about nftables in a datagram.
 func messages(b []byte) func(func(message) bool) {
 	return func(yield func(message) bool) {
 		const head = unix.SizeofNlMsghdr + 4 // and struct nfgenmsg
@@ -286,7 +305,7 @@ func messages(b []byte) func(func(message) bool) {
 				return
 			}
 			kind := binary.NativeEndian.Uint16(b[4:])
-			if kind>>8 == unix.NFNL_SUBSYS_NFTABLES && !yield(message{kind & 0xff, binary.NativeEndian.Uint32(b[12:]), b[head:size]}) {
+			if kind>>8 == unix.NFNL_SUBSYS_NFTABLES && !yield(message{kind & 0xff, binary.NativeEndian.Uint32(b[12:]), b[unix.SizeofNlMsghdr], b[head:size]}) {
 				return
 			}
 			b = b[min(len(b), (size+3)&^3):]

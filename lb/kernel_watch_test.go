@@ -153,6 +153,25 @@ func TestWatchKnowsWhoseChange(t *testing.T) {
 	look("nothing in the end", true, 0, 1)
 	s.nft("add chain inet nodenet x\n", "-f", "-")
 	look("a chain in our table", false, 1, 2)
+	// Package announce has a table of our name, of another family, and renews
+	// its elements all the time.
+	s.nft("add table netdev nodenet\nadd set netdev nodenet addrs-2 { type ipv4_addr; flags timeout; }\n", "-f", "-")
+	look("the announcer's table", true, 0, 0)
+	before := b.expected
+	for range 10 {
+		s.nft("add element netdev nodenet addrs-2 { 192.0.2.200 timeout 10s }\n", "-f", "-")
+		s.nft("delete element netdev nodenet addrs-2 { 192.0.2.200 }\n", "-f", "-")
+	}
+	look("the announcer's elements", true, 0, 0)
+	if b.watch.reshaped(before) {
+		t.Error("other firewalls would be looked at for elements of somebody else")
+	}
+	before = b.expected
+	s.nft("", "add", "table", "inet", "firewall")
+	look("somebody's table", true, 0, 0)
+	if !b.watch.reshaped(before) {
+		t.Error("other firewalls would not be looked at for a new table")
+	}
 	// What is lost is looked for.
 	s.nft("", "add", "table", "inet", "other")
 	eventually(t, "told", func() bool { g, err := k.Generation(); return err == nil && b.watch.upTo(g) })
@@ -275,7 +294,7 @@ func TestWatchGaps(t *testing.T) {
 				if s.skip {
 					w.skip(s.gen)
 				} else {
-					w.commit(touch{gen: s.gen}, s.ours)
+					w.commit(touch{gen: s.gen}, s.ours, true)
 				}
 			}
 			list, known := w.between(tt.from, tt.to)

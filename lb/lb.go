@@ -47,6 +47,7 @@ type Options struct {
 	Kernel    Kernel     // nil: the kernel's nftables, see OpenKernel
 	Conntrack Conntrack  // nil: stale flows are left alone
 	Loopback  LoopbackIO // nil: the process's network namespace
+	Keeper    Keeper     // nil: what is published on loopback ends with Run
 	Logger    *slog.Logger
 	Registry  prometheus.Registerer // nil: no metrics
 }
@@ -119,7 +120,7 @@ func New(o Options) (*LB, error) {
 		return nil, err
 	}
 	b.m = m
-	b.loop = newLoopback(b.log, o.Loopback)
+	b.loop = newLoopback(b.log, o.Loopback, o.Keeper)
 	return b, nil
 }
 
@@ -137,8 +138,8 @@ func (b *LB) Set(v *state.View, l Local) {
 	}
 }
 
-// Run applies tables until ctx ends, then closes the loopback listeners and
-// returns nil. The kernel keeps what it has. Run may be called once.
+// Run applies tables until ctx ends, then closes the loopback listeners, or
+// leaves them with the Keeper, and returns nil. The kernel keeps what it has. Run may be called once.
 func (b *LB) Run(ctx context.Context) error {
 	defer b.loop.close()
 	if b.opened {
@@ -167,12 +168,15 @@ func (b *LB) Run(ctx context.Context) error {
 			if retry != nil || b.book == nil || b.watch.upTo(b.expected) || !b.disturbed() {
 				continue
 			}
-			if b.intact() {
-				b.lookAround()
+			if before := b.expected; b.intact() {
+				if b.watch.reshaped(before) {
+					b.lookAround()
+				}
 				continue
 			}
 			b.book = nil
 		case <-poll.C:
+			b.loop.tend(time.Now())
 			slow := time.Since(lastCheck) >= tickEvery
 			if b.book != nil {
 				if err := b.m.policy.count(b.opt.Kernel); err != nil {

@@ -52,7 +52,7 @@ func TestLoopbackPortInUse(t *testing.T) {
 	target := echo.LocalAddr().(*net.UDPAddr).AddrPort()
 	at := taken.Addr().(*net.TCPAddr).AddrPort()
 	udp := free.LocalAddr().(*net.UDPAddr).AddrPort()
-	l := newLoopback(slog.New(slog.DiscardHandler), nil)
+	l := newLoopback(slog.New(slog.DiscardHandler), nil, nil)
 	defer l.close()
 	l.set([]Publish{
 		{HostAddr: at.Addr(), Proto: TCP, HostPort: at.Port(), Target: target},
@@ -123,7 +123,7 @@ func TestLoopbackHalfClose(t *testing.T) {
 	}
 	at := probe.Addr().(*net.TCPAddr).AddrPort()
 	probe.Close()
-	l := newLoopback(slog.New(slog.DiscardHandler), nil)
+	l := newLoopback(slog.New(slog.DiscardHandler), nil, nil)
 	defer l.close()
 	l.set([]Publish{{HostAddr: at.Addr(), Proto: TCP, HostPort: at.Port(), Target: netip.MustParseAddrPort(srv.Addr().String())}})
 	c, err := net.Dial("tcp4", at.String())
@@ -188,7 +188,7 @@ func freePort(t *testing.T, network string) netip.AddrPort {
 func TestLoopbackBigTransfer(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) }) // after those of the server
 	target, at := echoServer(t), freePort(t, "tcp")
-	l := newLoopback(slog.New(slog.DiscardHandler), nil)
+	l := newLoopback(slog.New(slog.DiscardHandler), nil, nil)
 	defer l.close()
 	l.set([]Publish{{HostAddr: at.Addr(), Proto: TCP, HostPort: at.Port(), Target: target}})
 	c, err := net.Dial("tcp4", at.String())
@@ -225,7 +225,7 @@ func TestLoopbackBigTransfer(t *testing.T) {
 func TestLoopbackIsBounded(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) }) // after those of the server
 	target, at := echoServer(t), freePort(t, "tcp")
-	l := newLoopback(slog.New(slog.DiscardHandler), nil)
+	l := newLoopback(slog.New(slog.DiscardHandler), nil, nil)
 	defer l.close()
 	l.set([]Publish{{HostAddr: at.Addr(), Proto: TCP, HostPort: at.Port(), Target: target}})
 	echo := func(c net.Conn) error {
@@ -275,7 +275,7 @@ func TestLoopbackIsBounded(t *testing.T) {
 func TestLoopbackUDP(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	target, at := freePort(t, "udp"), freePort(t, "udp")
-	l := newLoopback(slog.New(slog.DiscardHandler), nil)
+	l := newLoopback(slog.New(slog.DiscardHandler), nil, nil)
 	defer l.close()
 	l.set([]Publish{{HostAddr: at.Addr(), Proto: UDP, HostPort: at.Port(), Target: target}})
 	var clients []net.Conn

@@ -44,6 +44,23 @@ func (n *Node) linksChanged(links []announce.Link) {
 	}
 }
 
+// handedGrace is how long memberships of groups that were handed over wait for
+// an address to be held here again.
+const handedGrace = 10 * time.Second
+
+// runAnnounce runs the speaker, and gives up what it does not take over.
+func (n *Node) runAnnounce(ctx context.Context) error {
+	if n.fds != nil {
+		rest := time.AfterFunc(handedGrace, func() {
+			if err := (fdPart{n.fds, fdsOfAnnounce}).DropRest(); err != nil {
+				n.log.Warn("sockets that are not wanted stay with the service manager", "err", err)
+			}
+		})
+		defer rest.Stop()
+	}
+	return n.announce.Run(ctx)
+}
+
 func (n *Node) lans() []state.LAN {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,7 +18,7 @@ import (
 
 // fdStore keeps sockets with the service manager (FDSTORE in sd_notify(3)),
 // which hands them to the next process that it starts for the unit
-// (sd_listen_fds(3)). It implements dns.Keeper.
+// (sd_listen_fds(3)).
 //
 //	open socket ──► FDSTORE=1, FDNAME=…, the descriptor ──► service manager
 //	next process ◄── LISTEN_FDS, LISTEN_FDNAMES, descriptors from 3 on
@@ -33,8 +34,23 @@ type fdStore struct {
 	left map[string]*os.File // handed over, and not taken yet
 }
 
-// fdPrefix marks the descriptors that are ours to take.
-const fdPrefix = "dns-"
+// Names of descriptors begin with whose they are.
+const (
+	fdsOfDNS      = "dns-"
+	fdsOfLB       = "lb-"
+	fdsOfAnnounce = "announce-"
+)
+
+func isOurs(name string) bool {
+	return slices.ContainsFunc([]string{fdsOfDNS, fdsOfLB, fdsOfAnnounce}, func(p string) bool { return strings.HasPrefix(name, p) })
+}
+
+// fdPart is the store as one part sees it. It implements dns.Keeper,
+// lb.Keeper and announce.Sockets.
+type fdPart struct {
+	*fdStore
+	prefix string
+}
 
 // storeWait bounds how long a busy service manager holds the caller up.
 const storeWait = 2 * time.Second
@@ -76,7 +92,7 @@ func inherited(pid, count, names string) map[string]*os.File {
 	list := strings.Split(names, ":")
 	for i := range n {
 		unix.CloseOnExec(first + i)
-		if i >= len(list) || !strings.HasPrefix(list[i], fdPrefix) {
+		if i >= len(list) || !isOurs(list[i]) {
 			continue
 		}
 		f := os.NewFile(uintptr(first+i), list[i])
@@ -108,7 +124,7 @@ func dialNotify() (*net.UnixConn, error) {
 	return c, nil
 }
 
-// Take implements dns.Keeper.
+// Take returns what the process before left under a name, once.
 func (s *fdStore) Take(name string) *os.File {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -117,8 +133,9 @@ func (s *fdStore) Take(name string) *os.File {
 	return f
 }
 
-// Keep implements dns.Keeper. FDPOLL=0: an error that waits in the socket,
-// such as an ICMP message, must not end the keeping.
+// Keep hands a descriptor to the service manager. FDPOLL=0: an error that waits
+// in the socket, such as an ICMP message, must not end the keeping, nor must
+// the end of a connection.
 func (s *fdStore) Keep(name string, c syscall.RawConn) error {
 	var serr error
 	err := c.Control(func(fd uintptr) {
@@ -130,7 +147,7 @@ func (s *fdStore) Keep(name string, c syscall.RawConn) error {
 	return nil
 }
 
-// Drop implements dns.Keeper.
+// Drop has the service manager close its descriptor.
 func (s *fdStore) Drop(name string) error {
 	if f := s.Take(name); f != nil {
 		f.Close()
@@ -141,12 +158,14 @@ func (s *fdStore) Drop(name string) error {
 	return nil
 }
 
-// DropRest implements dns.Keeper.
-func (s *fdStore) DropRest() error {
+// DropRest drops those of the part that nobody took.
+func (s fdPart) DropRest() error {
 	s.mu.Lock()
 	var names []string
 	for name := range s.left {
-		names = append(names, name)
+		if strings.HasPrefix(name, s.prefix) {
+			names = append(names, name)
+		}
 	}
 	s.mu.Unlock()
 	var errs []error

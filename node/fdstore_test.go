@@ -80,6 +80,26 @@ func TestFDStore(t *testing.T) {
 	if n, _ = manager.Read(buf); string(buf[:n]) != "FDSTOREREMOVE=1\nFDNAME=dns-a" {
 		t.Errorf("said %q", buf[:n])
 	}
+	// Each part gives up its own alone.
+	for _, name := range []string{"dns-b", "lb-b"} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		s.left[name] = r
+	}
+	if err := (fdPart{s, fdsOfLB}).DropRest(); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ = manager.Read(buf); string(buf[:n]) != "FDSTOREREMOVE=1\nFDNAME=lb-b" {
+		t.Errorf("said %q", buf[:n])
+	}
+	if f := s.Take("dns-b"); f == nil {
+		t.Error("what another part may still take is gone")
+	} else {
+		f.Close()
+	}
 	manager.Close()
 	if err := s.Keep("dns-a", raw); err == nil || !strings.Contains(err.Error(), "hand to the service manager") {
 		t.Errorf("without a service manager: %v", err)

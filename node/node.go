@@ -217,20 +217,28 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 	if err != nil {
 		return err
 	}
-	if n.lb, err = lb.New(lb.Options{Logger: n.log.With("part", "lb"), Registry: reg, Conntrack: n.overlay.Conntrack()}); err != nil {
+	if n.fds, err = openFDStore(n.log.With("part", "sockets")); err != nil {
+		return err
+	}
+	lbOptions := lb.Options{Logger: n.log.With("part", "lb"), Registry: reg, Conntrack: n.overlay.Conntrack()}
+	if n.fds != nil {
+		lbOptions.Keeper = fdPart{n.fds, fdsOfLB}
+	}
+	if n.lb, err = lb.New(lbOptions); err != nil {
 		return err
 	}
 	if err := n.loadFirewalls(); err != nil {
 		return err
 	}
 	n.observedLinks()
+	host := announce.Host{}
+	if n.fds != nil {
+		host.Sockets = fdPart{n.fds, fdsOfAnnounce}
+	}
 	n.announce, err = announce.New(announce.Options{
-		Ready: n.announceReady, Changed: n.linksChanged, Logger: n.log.With("part", "announce"), Registry: reg,
+		System: host, Ready: n.announceReady, Changed: n.linksChanged, Logger: n.log.With("part", "announce"), Registry: reg,
 	})
 	if err != nil {
-		return err
-	}
-	if n.fds, err = openFDStore(n.log.With("part", "dns")); err != nil {
 		return err
 	}
 	dnsOptions := dns.Options{
@@ -238,7 +246,7 @@ func (n *Node) openParts(id *gossip.Identity, secret []byte, reg *prometheus.Reg
 		Load: n.reloadServers, Ready: n.ready,
 	}
 	if n.fds != nil {
-		dnsOptions.Keeper = n.fds
+		dnsOptions.Keeper = fdPart{n.fds, fdsOfDNS}
 	}
 	if n.dns, err = dns.New(dnsOptions); err != nil {
 		return err
@@ -317,7 +325,7 @@ func (n *Node) run(ctx context.Context) error {
 		{"gossip", n.afterSaved(n.gossip.Run)},
 		{"overlay", n.overlay.Run},
 		{"lb", n.lb.Run},
-		{"announce", n.announce.Run},
+		{"announce", n.runAnnounce},
 		{"lans", n.runLANs},
 		{"dns", n.dns.Run},
 		{"dhcp", n.dhcp.Run},

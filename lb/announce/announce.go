@@ -108,20 +108,6 @@ type Speaker struct {
 	keep   keep
 }
 
-// port is a link with its open wire.
-type port struct {
-	link Link
-	wire Wire
-	done chan struct{} // closed when nobody is to be told any more
-}
-
-// heard is a frame, or with a nil frame the end of a wire.
-type heard struct {
-	port  *port
-	frame *Frame
-	err   error
-}
-
 // voice is a claim with the link that it is made on.
 type voice struct {
 	claim
@@ -299,7 +285,7 @@ func (s *Speaker) sync(now time.Time) time.Time {
 	}
 	for index, p := range s.ports {
 		if addrs := used[index]; len(addrs) == 0 {
-			p.close()
+			p.leave()
 			delete(s.ports, index)
 		} else if err := p.wire.Listen(addrs); err != nil {
 			s.log.Warn("asks for an address may not be heard", "link", p.link.Name, "err", err)
@@ -375,7 +361,7 @@ func (s *Speaker) look() {
 	for index, p := range s.ports {
 		l := byIndex[index]
 		if l == nil || !l.Up || l.MAC != p.link.MAC || l.Name != p.link.Name {
-			p.close()
+			p.leave()
 			delete(s.ports, index)
 		} else {
 			p.link = *l
@@ -387,30 +373,6 @@ func (s *Speaker) look() {
 	}
 }
 
-func (p *port) close() {
-	close(p.done)
-	p.wire.Close()
-}
-
-// read passes on what comes, until the wire ends or nobody listens.
-func (p *port) read(to chan<- heard) {
-	for {
-		f, err := p.wire.Receive()
-		h := heard{port: p, frame: &f}
-		if err != nil {
-			h.frame, h.err = nil, err
-		}
-		select {
-		case to <- h:
-		case <-p.done:
-			return
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
 // hear handles a frame: an ask for what is held, or a claim. It reports
 // whether anything may have changed by it.
 func (s *Speaker) hear(h heard, now time.Time) bool {
@@ -419,7 +381,7 @@ func (s *Speaker) hear(h heard, now time.Time) bool {
 	}
 	if h.frame == nil {
 		s.log.Warn("link not heard any more, opening it again", "link", h.port.link.Name, "err", h.err)
-		h.port.close()
+		h.port.leave()
 		delete(s.ports, h.port.link.Index)
 		return true
 	}

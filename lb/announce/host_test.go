@@ -146,6 +146,11 @@ func (s *space) resolve(dev string, a netip.Addr) (mac MAC) {
 // start runs a speaker in the namespace.
 func (s *space) start(v *state.View) (sp *Speaker, stop func()) {
 	s.t.Helper()
+	return s.startOn(Host{}, v)
+}
+
+func (s *space) startOn(h Host, v *state.View) (sp *Speaker, stop func()) {
+	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	ready := make(chan struct{})
@@ -158,7 +163,7 @@ func (s *space) start(v *state.View) (sp *Speaker, stop func()) {
 			return
 		}
 		var err error
-		sp, err = New(Options{})
+		sp, err = New(Options{System: h})
 		close(ready)
 		if err == nil {
 			sp.Set(Elect(v), v.Rev)
@@ -258,8 +263,10 @@ func TestHostAnswers(t *testing.T) {
 	}
 	// The daemon is gone, and the kernel still answers.
 	stop()
-	if got := client.resolve("eth0", ext4); got != nodeMAC {
-		t.Errorf("without the daemon %s is at %s, want %s", ext4, got, nodeMAC)
+	for _, a := range []netip.Addr{ext4, ext6} {
+		if got := client.resolve("eth0", a); got != nodeMAC {
+			t.Errorf("without the daemon %s is at %s, want %s", a, got, nodeMAC)
+		}
 	}
 	// It is back and not elected any more: nobody answers.
 	list := nodes(1)
@@ -267,7 +274,9 @@ func TestHostAnswers(t *testing.T) {
 	sp, stop = node.start(viewOf(1, list, svc("web", ext4, ext6)))
 	defer stop()
 	waitFor(t, "the plan is applied", 5*time.Second, func() bool { return sp.Status().Applied > 0 })
-	waitFor(t, "nobody answers", 10*time.Second, func() bool { return client.resolve("eth0", ext4) == MAC{} })
+	for _, a := range []netip.Addr{ext4, ext6} {
+		waitFor(t, "nobody answers", 10*time.Second, func() bool { return client.resolve("eth0", a) == MAC{} })
+	}
 	if text := node.nft("list", "ruleset"); strings.Contains(text, "netdev") {
 		t.Errorf("rules are left:\n%s", text)
 	}
@@ -383,14 +392,27 @@ func TestResponder(t *testing.T) {
 	if !strings.Contains(text, "192.0.2.200 timeout") || strings.Contains(text, "192.0.2.201") {
 		t.Errorf("the nft command lists\n%s", text)
 	}
+	keep(ext4, ext6)
+	wantKept(ext4, ext6)
+	if got := client.resolve("eth0", ext6); got != nodeMAC {
+		t.Errorf("%s is at %s, want %s", ext6, got, nodeMAC)
+	}
+	if got := client.resolve("eth0", ext6.Next()); got != (MAC{}) {
+		t.Errorf("%s, which nobody has, is at %s", ext6.Next(), got)
+	}
+	keep(ext4)
+	wantKept(ext4)
 	// Flushed by somebody: the next time puts it back.
 	node.nft("flush", "ruleset")
 	keep(ext4)
 	wantKept(ext4)
 	// Not renewed: it ends by itself, and being renewed too late is no error.
 	r.time = 500 * time.Millisecond
-	keep(ext4)
+	keep(ext4, ext6)
 	waitFor(t, "the kernel stops to answer", 5*time.Second, func() bool { list, err := r.Kept(); return err == nil && len(list) == 0 })
+	if got := client.resolve("eth0", ext6); got != (MAC{}) {
+		t.Errorf("%s is at %s after the time", ext6, got)
+	}
 	r.time = keepTime
 	keep(ext4)
 	wantKept(ext4)

@@ -54,7 +54,7 @@ func (k *keep) sync(ready bool, now time.Time) time.Time {
 	}
 	var want []Station
 	for addr, v := range k.s.claims {
-		if v.phase != held || v.port == nil || !addr.Is4() {
+		if v.phase != held || v.port == nil {
 			continue
 		}
 		i := slices.IndexFunc(want, func(s Station) bool { return s.Link.Index == v.port.link.Index })

@@ -15,7 +15,21 @@ import (
 )
 
 // Host is the calling process's network namespace.
-type Host struct{}
+type Host struct {
+	Sockets Sockets // nil: memberships of groups end with the process
+}
+
+// Sockets holds sockets beyond the life of the process. Names are those of this
+// package, such as announce-groups-2.
+type Sockets interface {
+	// Take returns what the process before this one left under a name, once;
+	// the caller closes it. Nil: there is none. It stays kept.
+	Take(name string) *os.File
+	// Keep holds a descriptor under a name from now on.
+	Keep(name string, c syscall.RawConn) error
+	// Drop ends that; a name that is not kept is no error.
+	Drop(name string) error
+}
 
 // ours begins the alias of links that nodenet made.
 const ours = "nodenet:"

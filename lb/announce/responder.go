@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,29 +25,32 @@ const (
 	keepEvery = 3 * time.Second
 )
 
-// Station is a link with the IPv4 addresses that are answered for on it.
+// Station is a link with the addresses that are answered for on it.
 type Station struct {
 	Link  Link
 	Addrs []netip.Addr
 }
 
-// Responder makes the kernel itself answer ARP, so that a restart of the
-// daemon leaves no ask without an answer:
+// Responder makes the kernel itself answer ARP and neighbour discovery, so that
+// a restart of the daemon leaves no ask without an answer:
 //
 //	table netdev nodenet {
 //		set addrs-2 { type ipv4_addr; flags timeout; elements = { 192.0.2.200 timeout 10s } }
+//		set addrs6-2 { type ipv6_addr; flags timeout; elements = { 2001:db8::200 timeout 10s } }
 //		chain link-2 {
 //			type filter hook ingress device "eth0" priority -500
 //			arp operation request arp daddr ip @addrs-2 …   # turned into the reply
+//			dup to "eth0" drop
+//			icmpv6 type nd-neighbor-solicit icmpv6 taddr @addrs6-2 …
 //			dup to "eth0" drop
 //		}
 //	}
 //
 // The elements' timeout is what keeps a dead daemon from answering against
-// the node that took over. Asks that the rule answers reach no socket. What it
-// leaves to the daemon: claims of others, neighbour discovery (in which a
-// reply is not a request with fields exchanged), and everything on kernels
-// without nft_dup_netdev.
+// the node that took over. Asks that a rule answers reach no socket. What it
+// leaves to the daemon: claims of others, solicitations without the one option
+// that they usually have, and everything on kernels without nft_dup_netdev.
+// Set and rule for IPv6 exist where a link has such an address.
 //
 // Not safe for concurrent use.
 type Responder struct {
@@ -71,6 +73,7 @@ func OpenResponder() (*Responder, error) {
 func (r *Responder) Close() error { return r.conn.CloseLasting() }
 
 func setName(index int) string   { return "addrs-" + strconv.Itoa(index) }
+func setName6(index int) string  { return "addrs6-" + strconv.Itoa(index) }
 func chainName(index int) string { return "link-" + strconv.Itoa(index) }
 
 // Kept lists the addresses that the kernel answers for now.
@@ -114,7 +117,7 @@ func (r *Responder) Keep(want []Station) error {
 	}
 	r.now = nil
 	if err := r.replace(want); err != nil {
-		return fmt.Errorf("make the kernel answer ARP: %w", err)
+		return fmt.Errorf("make the kernel answer for addresses: %w", err)
 	}
 	r.now = slices.Clone(want)
 	if r.now == nil {
@@ -123,21 +126,36 @@ func (r *Responder) Keep(want []Station) error {
 	return nil
 }
 
+// sameStation reports whether two stations have the same sets and rules.
 func sameStation(a, b Station) bool {
-	return a.Link.Index == b.Link.Index && a.Link.Name == b.Link.Name && a.Link.MAC == b.Link.MAC
+	six := a.has6()
+	return a.Link.Index == b.Link.Index && a.Link.Name == b.Link.Name && a.Link.MAC == b.Link.MAC &&
+		six == b.has6() && (!six || a.Link.Local == b.Link.Local)
+}
+
+func (s Station) has6() bool { return slices.ContainsFunc(s.Addrs, netip.Addr.Is6) }
+
+// sets are those of a station: for IPv4, and for IPv6 where it has such addresses.
+func (r *Responder) sets(s *Station) []*nftables.Set {
+	out := []*nftables.Set{{Table: r.table, Name: setName(s.Link.Index), KeyType: nftables.TypeIPAddr, HasTimeout: true}}
+	if s.has6() {
+		out = append(out, &nftables.Set{Table: r.table, Name: setName6(s.Link.Index), KeyType: nftables.TypeIP6Addr, HasTimeout: true})
+	}
+	return out
 }
 
 func (r *Responder) renew(want []Station) error {
 	for i := range want {
-		s := &nftables.Set{Table: r.table, Name: setName(want[i].Link.Index), KeyType: nftables.TypeIPAddr, HasTimeout: true}
-		if was := elements(r.now[i].Addrs, 0); len(was) > 0 {
-			if err := r.conn.SetDeleteElements(s, was); err != nil {
-				return err
+		for _, s := range r.sets(&want[i]) {
+			if was := elements(s, r.now[i].Addrs, 0); len(was) > 0 {
+				if err := r.conn.SetDeleteElements(s, was); err != nil {
+					return err
+				}
 			}
-		}
-		if is := elements(want[i].Addrs, r.time); len(is) > 0 {
-			if err := r.conn.SetAddElements(s, is); err != nil {
-				return err
+			if is := elements(s, want[i].Addrs, r.time); len(is) > 0 {
+				if err := r.conn.SetAddElements(s, is); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -148,10 +166,11 @@ func (r *Responder) renew(want []Station) error {
 	return nil
 }
 
-func elements(addrs []netip.Addr, timeout time.Duration) []nftables.SetElement {
+// elements are the addresses of the set's IP version.
+func elements(s *nftables.Set, addrs []netip.Addr, timeout time.Duration) []nftables.SetElement {
 	var out []nftables.SetElement
 	for _, a := range addrs {
-		if a.Is4() {
+		if a.Is4() == (s.KeyType == nftables.TypeIPAddr) {
 			out = append(out, nftables.SetElement{Key: a.AsSlice(), Timeout: timeout})
 		}
 	}
@@ -167,65 +186,23 @@ func (r *Responder) replace(want []Station) error {
 	}
 	for i := range want {
 		l := &want[i].Link
-		set := &nftables.Set{Table: r.table, Name: setName(l.Index), KeyType: nftables.TypeIPAddr, HasTimeout: true}
-		if err := r.conn.AddSet(set, elements(want[i].Addrs, r.time)); err != nil {
-			return err
+		sets := r.sets(&want[i])
+		for _, set := range sets {
+			if err := r.conn.AddSet(set, elements(set, want[i].Addrs, r.time)); err != nil {
+				return err
+			}
 		}
 		early := nftables.ChainPriority(-500)
 		chain := r.conn.AddChain(&nftables.Chain{
 			Table: r.table, Name: chainName(l.Index), Type: nftables.ChainTypeFilter,
 			Hooknum: nftables.ChainHookIngress, Priority: &early, Device: l.Name,
 		})
-		r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: chain, Exprs: reply(set, l)})
+		r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: chain, Exprs: reply(sets[0], l)})
+		if len(sets) > 1 {
+			r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: chain, Exprs: advertise(sets[1], l)})
+		}
 	}
 	return r.conn.Flush()
-}
-
-// reply turns an ask for an address of the set into its answer and sends it
-// back. Offsets in the ARP packet: 6 operation, 8 sender MAC, 14 sender
-// address, 18 target MAC, 24 target address.
-func reply(set *nftables.Set, l *Link) []expr.Any {
-	const network, link = expr.PayloadBaseNetworkHeader, expr.PayloadBaseLLHeader
-	load := func(base expr.PayloadBase, offset, size, reg uint32) expr.Any {
-		return &expr.Payload{DestRegister: reg, Base: base, Offset: offset, Len: size}
-	}
-	store := func(base expr.PayloadBase, offset, size, reg uint32) expr.Any {
-		return &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg, Base: base, Offset: offset, Len: size}
-	}
-	mac := append(l.MAC[:], 0, 0) // registers are filled in words
-	return []expr.Any{
-		// meta protocol arp: one comparison for all other packets.
-		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x08, 0x06}},
-		// meta pkttype != other: what a promiscuous interface overhears is not for us.
-		&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.PACKET_OTHERHOST}},
-		// The Ethernet type as sent: one of another VLAN on this interface has a tag there.
-		load(link, 12, 2, 1),
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x08, 0x06}},
-		load(network, 0, 8, 1),
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append(arpHead[:], 0, 1)},
-		// arp saddr ip != @addrs: that is another's claim.
-		load(network, 14, 4, 1),
-		&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: true},
-		load(network, 24, 4, 1),
-		&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID},
-		load(network, 14, 4, 2),
-		load(network, 8, 6, 3),
-		store(network, 14, 4, 1),
-		store(network, 24, 4, 2),
-		store(network, 18, 6, 3),
-		store(link, 0, 6, 3),
-		&expr.Immediate{Register: 1, Data: mac},
-		store(network, 8, 6, 1),
-		store(link, 6, 6, 1),
-		&expr.Immediate{Register: 1, Data: []byte{0, 2}},
-		store(network, 6, 2, 1),
-		&expr.Counter{},
-		&expr.Immediate{Register: 1, Data: nativeWord(l.Index)},
-		&expr.Dup{RegDev: 1, IsRegDevSet: true},
-		&expr.Verdict{Kind: expr.VerdictDrop},
-	}
 }
 
 // Cleanup deletes the table netdev nodenet of the calling thread's network

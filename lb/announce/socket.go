@@ -54,15 +54,16 @@ type hostWire struct {
 	closed chan struct{}
 	once   sync.Once
 
-	mu     sync.Mutex
-	member int // UDP socket; -1: none yet
-	joined map[netip.Addr]bool
+	mu      sync.Mutex
+	sockets Sockets  // nil: none
+	member  *os.File // UDP socket; nil: none yet
+	joined  map[netip.Addr]bool
 }
 
 // Open listens on a link, which is meant by its index: one of the same name
 // that appears later is another one.
-func (Host) Open(l Link) (Wire, error) {
-	w := &hostWire{index: l.Index, frames: make(chan Frame), ended: make(chan error, 2), closed: make(chan struct{}), member: -1, joined: map[netip.Addr]bool{}}
+func (h Host) Open(l Link) (Wire, error) {
+	w := &hostWire{index: l.Index, frames: make(chan Frame), ended: make(chan error, 2), closed: make(chan struct{}), sockets: h.Sockets, joined: map[netip.Addr]bool{}}
 	var err error
 	if w.arp, err = openPacketSocket(l.Index, etherARP, arpFilter); err != nil {
 		return nil, err
@@ -127,14 +128,18 @@ func (w *hostWire) Listen(addrs []netip.Addr) error {
 			want[solicitedNode(a)] = true
 		}
 	}
-	if len(want) > 0 && w.member < 0 {
+	if len(want) == 0 {
+		return w.leave()
+	}
+	var errs []error
+	fresh := w.member == nil
+	if fresh {
 		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("open group socket: %w", err)
 		}
-		w.member = fd
+		w.member = os.NewFile(uintptr(fd), "groups")
 	}
-	var errs []error
 	for g := range want {
 		if w.joined[g] {
 			continue
@@ -151,11 +156,55 @@ func (w *hostWire) Listen(addrs []netip.Addr) error {
 			delete(w.joined, g)
 		}
 	}
+	if fresh && w.sockets != nil {
+		errs = append(errs, w.keep())
+	}
 	return errors.Join(errs...)
 }
 
+// keep has the membership outlive the process: an interface without it does
+// not hear the asks that the kernel's rule would answer. The socket of the
+// process before, whose groups are not known, goes after this one has joined.
+func (w *hostWire) keep() error {
+	if old := w.sockets.Take(w.groupsName()); old != nil {
+		defer old.Close()
+	}
+	c, err := w.member.SyscallConn()
+	if err == nil {
+		err = errors.Join(w.sockets.Drop(w.groupsName()), w.sockets.Keep(w.groupsName(), c))
+	}
+	if err != nil {
+		return fmt.Errorf("stay in groups over a restart: %w", err)
+	}
+	return nil
+}
+
+func (w *hostWire) groupsName() string { return fmt.Sprintf("announce-groups-%d", w.index) }
+
+// leave ends all memberships.
+func (w *hostWire) leave() error {
+	if w.member == nil {
+		return nil
+	}
+	w.member.Close()
+	w.member = nil
+	clear(w.joined)
+	if w.sockets == nil {
+		return nil
+	}
+	return w.sockets.Drop(w.groupsName())
+}
+
 func (w *hostWire) membership(what int, group netip.Addr) error {
-	return unix.SetsockoptIPv6Mreq(w.member, unix.IPPROTO_IPV6, what, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(w.index)})
+	c, err := w.member.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = c.Control(func(fd uintptr) {
+		serr = unix.SetsockoptIPv6Mreq(int(fd), unix.IPPROTO_IPV6, what, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(w.index)})
+	})
+	return errors.Join(err, serr)
 }
 
 func (w *hostWire) Close() {
@@ -165,8 +214,8 @@ func (w *hostWire) Close() {
 		w.nd.f.Close()
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.member >= 0 {
-			unix.Close(w.member)
+		if w.member != nil {
+			w.member.Close()
 		}
 	})
 }

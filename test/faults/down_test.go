@@ -8,19 +8,26 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodenet/api"
 	"nodenet/lab"
 	"nodenet/test/scenario"
 )
 
 // TestNodeDown: a node that others hear nothing of keeps its routes, because
 // nobody else could serve its prefix; its names and backends are not used
-// until it is back.
+// until it is back. Until that is decided another node checks them in its stead.
 func TestNodeDown(t *testing.T) {
 	s := scenario.Up(t, lab.Options{Nodes: 3, Nodefile: pinned})
 	client := s.Workload(1, "client", "")
+	health := map[int]*scenario.Process{}
+	web := map[int]*scenario.Workload{}
 	for i := 2; i <= 3; i++ {
-		w := s.Workload(i, fmt.Sprintf("web%d", i), "--label app=web --port http=80")
-		w.Serve(80)
+		web[i] = s.Workload(i, fmt.Sprintf("web%d", i), "--label app=web --port http=80")
+		web[i].Serve(80)
+		health[i] = web[i].Serve(81)
+	}
+	for name, port := range map[string]int{"well": 80, "ill": 81} {
+		s.Run("node1", fmt.Sprintf("nodectl service add %s --port 80 --select app=web --check http --check-port %d --check-interval 200ms --check-timeout 200ms", name, port))
 	}
 	s.Run("node1", "nodectl service add web --vip 10.96.1.1 --port 80 --select app=web")
 	s.Run("node1", "nodectl service add webs --vip none --port 80 --select app=web")
@@ -58,7 +65,31 @@ func TestNodeDown(t *testing.T) {
 			}
 		}
 	}
+	// says waits until nodes 1 and 3 see web2 of each service as told.
+	says := func(what string, want map[string]func(*api.ServiceBackend) bool) {
+		t.Helper()
+		s.Eventually("nodes 1 and 3 see web2 "+what, soon, func() error {
+			for service, ok := range want {
+				by := ""
+				for _, i := range []int{1, 3} {
+					b, err := backend(t, s, i, service, "web2")
+					if err != nil {
+						return err
+					}
+					if !ok(b) || i == 3 && b.By != by {
+						return fmt.Errorf("node%d: %s: %+v, checked by %q, node1 says by %q", i, service, *b, b.By, by)
+					}
+					by = b.By
+				}
+			}
+			return nil
+		})
+	}
+	other := func(b *api.ServiceBackend) bool { return b.By == "node1" || b.By == "node3" }
+	checkedAtHome := func(b *api.ServiceBackend) bool { return b.Ready && b.By == "" }
 	ready(2)
+	bothWell := map[string]func(*api.ServiceBackend) bool{"well": checkedAtHome, "ill": checkedAtHome}
+	says("ready", bothWell)
 	served("web2", "web3")
 
 	{
@@ -68,6 +99,16 @@ func TestNodeDown(t *testing.T) {
 		busy := s.Background(scenario.Machine, "ip netns exec client nodectl lab get -n 1000000 http://10.96.1.1/")
 		begin := time.Now()
 		kill(t, s, "node2", unix.SIGKILL)
+		// Nobody knows yet whether node2 is dead. One node asks its backends, and
+		// the others go by what it says: one stays, one goes, and its flows stay.
+		health[2].Stop()
+		says("as another node says", map[string]func(*api.ServiceBackend) bool{
+			"well": func(b *api.ServiceBackend) bool { return other(b) && b.Ready && b.Health == "ok" },
+			"ill": func(b *api.ServiceBackend) bool {
+				return other(b) && !b.Ready && !b.Failed && b.Health == "failing" && strings.Contains(b.Why, "connection refused")
+			},
+		})
+		t.Logf("checked by another node after %s", time.Since(begin).Round(100*time.Millisecond))
 		s.Want(client.Run(curl+"http://10.244.2.2/"), "^web2 saw")
 		ready(1)
 		t.Logf("out of use after %s", time.Since(begin).Round(100*time.Millisecond))
@@ -79,6 +120,13 @@ func TestNodeDown(t *testing.T) {
 		start(t, s, "node2")
 		ready(2)
 		t.Logf("back in use after %s", time.Since(begin).Round(100*time.Millisecond))
+		// It speaks for its own again.
+		says("as its own node says", map[string]func(*api.ServiceBackend) bool{
+			"well": checkedAtHome,
+			"ill":  func(b *api.ServiceBackend) bool { return b.By == "" && b.Health == "failing" && b.Failed },
+		})
+		web[2].Serve(81)
+		says("ready again", bothWell)
 		served("web2", "web3")
 		agree(t, s, 3, soon)
 		select {

@@ -97,6 +97,26 @@ func backends(t *testing.T, s *scenario.Scenario, i int, service string, want in
 	return nil
 }
 
+// backend is what node i says of a backend of a service, by its name. It asks
+// for all services: for a single one connections are counted, on nodes that may
+// be down.
+func backend(t *testing.T, s *scenario.Scenario, i int, service, name string) (*api.ServiceBackend, error) {
+	c := s.Lab.Node(i).Client()
+	defer c.Close()
+	list, err := c.Services(t.Context())
+	if err != nil {
+		return nil, err
+	}
+	for _, svc := range list {
+		for j := range svc.Backends {
+			if svc.Name == service && svc.Backends[j].Name == name {
+				return &svc.Backends[j], nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("node%d knows no backend %s of %s", i, name, service)
+}
+
 // lookup is what a node's resolver says for a name of the cluster.
 func lookup(s *scenario.Scenario, node, name string) string {
 	out, _ := s.Exec(node, "dig +short +tries=1 +time=2 @10.96.0.10 "+name)

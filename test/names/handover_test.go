@@ -25,9 +25,9 @@ const serverBlock = `
 }
 `
 
-// TestHandover: dnsperf asks from a workload all the while, and the daemon is
-// restarted, gets another configuration, and is killed. Who answers are the
-// very same sockets.
+// TestHandover: dnsperf asks from a workload all the while, a connection by a
+// port published on loopback is busy, and the daemon is restarted, gets another
+// configuration, and is killed. Who answers are the very same sockets.
 func TestHandover(t *testing.T) {
 	s := scenario.Up(t, lab.Options{Nodes: 1, Nodefile: pinned + fmt.Sprintf(serverBlock, "first")})
 	w := s.Workload(1, "w", "")
@@ -42,8 +42,13 @@ func TestHandover(t *testing.T) {
 		return err
 	}
 	s.Eventually("the name is answered", soon, answers)
+	echoes(t, "/run/netns/w", ":7000")
+	s.Run("node1", "nodectl publish add 8700 "+w.Addr+":7000")
+	node1, err := s.Lab.View("node1")
+	must(t, err)
+	busy := newTalk(t, s, node1.Netns, "127.0.0.1:8700")
 	sockets := m.sockets()
-	for _, name := range []string{"dns-udp-10.96.0.10-53-0", "dns-tcp-10.96.0.10-53-0", "dns-udp-10.244.1.1-53-0"} {
+	for _, name := range []string{"dns-udp-10.96.0.10-53-0", "dns-tcp-10.96.0.10-53-0", "dns-udp-10.244.1.1-53-0", "lb-tcp-127.0.0.1-8700"} {
 		if sockets[name] == 0 {
 			t.Errorf("%s is not stored: %v", name, sockets)
 		}
@@ -70,6 +75,7 @@ func TestHandover(t *testing.T) {
 	}); lost != 0 {
 		t.Errorf("restart: %d queries were lost", lost)
 	}
+	busy.goesOn("restart")
 	if lost := under("new configuration", func() {
 		file := filepath.Join(s.Lab.Node(1).Dir, "Nodefile")
 		before, err := os.ReadFile(file)
@@ -87,15 +93,23 @@ func TestHandover(t *testing.T) {
 	}); lost != 0 {
 		t.Errorf("new configuration: %d queries were lost", lost)
 	}
+	busy.finish("restart and new configuration")
 	// A process that is killed takes along what it had read and not answered:
 	// one batch of each socket at most.
+	// Its connections end; who connects while there is none waits for the next.
 	const inHand = 64
+	torn := newTalk(t, s, node1.Netns, "127.0.0.1:8700")
+	torn.goesOn("before kill -9")
+	var early *talk
 	if lost := under("kill -9", func() {
 		m.end(unix.SIGKILL)
+		early = newTalk(t, s, node1.Netns, "127.0.0.1:8700")
 		m.start()
 		m.waitReady()
 	}); lost > inHand {
 		t.Errorf("kill -9: %d queries were lost, want no more than were being answered", lost)
 	}
+	torn.ends("kill -9")
+	early.finish("begun between kill -9 and start")
 	s.Eventually("the name is answered", soon, answers)
 }

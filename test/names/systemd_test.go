@@ -210,8 +210,8 @@ func (c *container) program() (inode, pid string) {
 }
 
 // TestSystemd: the unit as it is packaged, under a real systemd. Sockets stay
-// with systemd while the daemon is restarted, replaced and killed, and no query
-// is lost.
+// with systemd while the daemon is restarted, replaced and killed, no query is
+// lost, and a connection by a port published on loopback goes on.
 func TestSystemd(t *testing.T) {
 	s := scenario.New(t)
 	shared := t.TempDir()
@@ -240,7 +240,10 @@ func TestSystemd(t *testing.T) {
 		systemctl daemon-reload
 		nodectl init
 		systemctl start nodenet
-		nodectl service add web --vip 10.96.1.1 --port 80`)
+		nodectl service add web --vip 10.96.1.1 --port 80
+		nodectl publish add 127.0.0.1:8700 192.168.1.10:7000`)
+	inside := "/proc/" + c.init + "/ns/net"
+	echoes(t, inside, "192.168.1.10:7000")
 
 	load := newPerf(t, s, "nsenter --target "+c.init+" --net", "10.96.0.10",
 		"web.default.svc.cluster.local A", "none.default.svc.cluster.local A", "1.1.96.10.in-addr.arpa PTR")
@@ -263,21 +266,29 @@ func TestSystemd(t *testing.T) {
 		name   string
 		script string
 		newer  bool
-		lost   int // at most
+		lost   int  // at most
+		ends   bool // the connection by loopback
 	}{
 		{name: "restart", script: "systemctl restart nodenet"},
 		// As a package manager replaces a program that runs.
 		{name: "upgrade", script: "cp /shared/newer /usr/bin/nodectl.new; mv /usr/bin/nodectl.new /usr/bin/nodectl; systemctl restart nodenet", newer: true},
 		// A process that is killed takes along what it had read and not answered:
 		// one batch of each socket at most.
-		{name: "kill -9", lost: 64, script: `pid=$(systemctl show -p MainPID --value nodenet)
+		{name: "kill -9", lost: 64, ends: true, script: `pid=$(systemctl show -p MainPID --value nodenet)
 			systemctl kill --kill-whom=main -s KILL nodenet
 			until [ "$(systemctl is-active nodenet)" = active ] && [ "$(systemctl show -p MainPID --value nodenet)" != "$pid" ]; do sleep 0.1; done`},
 	} {
 		file, pid := c.program()
+		busy := newTalk(t, s, inside, "127.0.0.1:8700")
+		busy.goesOn("before " + tt.name)
 		lost := load.under(tt.name, func() { c.run(tt.script) })
 		if lost > tt.lost {
 			t.Errorf("%s: %d queries were lost, want %d at most", tt.name, lost, tt.lost)
+		}
+		if tt.ends {
+			busy.ends(tt.name)
+		} else {
+			busy.finish(tt.name)
 		}
 		if d := cmp.Diff(sockets, c.nameSockets()); d != "" {
 			t.Errorf("%s: sockets (-before +after):\n%s", tt.name, d)

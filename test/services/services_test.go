@@ -1,12 +1,15 @@
 package services
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"nodenet/api"
 	"nodenet/lab"
@@ -119,23 +122,19 @@ func TestServices(t *testing.T) {
 	})
 
 	t.Run("drain with a deadline under a running connection", func(t *testing.T) {
-		conn := client.Start(`bash -c "exec 3<>/dev/tcp/` + svc.VIP.String() + `/80; exec cat <&3"`)
-		var on string
+		conn := keepAsking(t, "/run/netns/client", svc.VIP.String()+":80")
+		on := conn.by
 		s.Eventually("the connection is counted", soon, func() error {
 			svc, err := show(2, "web")
 			if err != nil {
 				return err
 			}
-			for _, b := range svc.Backends {
-				if b.Conns != nil && *b.Conns > 0 {
-					on = b.Name
-					if len(b.ConnsFrom) == 2 {
-						return nil
-					}
-				}
+			if b := find(svc, on); b.Conns == nil || *b.Conns == 0 || len(b.ConnsFrom) != 2 {
+				return fmt.Errorf("%+v", *b)
 			}
-			return fmt.Errorf("%+v, %s", svc.Backends, conn.Output())
+			return nil
 		})
+		begin := time.Now()
 		out := s.Run("node2", "nodectl service drain web "+on+" --deadline 4s")
 		s.Want(out, `(?m)^\d+ connections? left, [1-4]s to the deadline, counted on node1 node2$`)
 		s.Want(out, `(?m)^(the deadline is over: what was left is reset|no connections left)`)
@@ -145,11 +144,15 @@ func TestServices(t *testing.T) {
 				t.Errorf("node%d: %+v", node, b)
 			}
 		}
+		// The deadline is a whole second of the clock.
+		err := conn.wait()
+		if after := conn.ended.Sub(begin); !errors.Is(err, unix.ECONNRESET) || after < 3*time.Second {
+			t.Errorf("the connection ended %s after the drain began: %v, want a reset after 3 to 4 s", after.Round(time.Millisecond), err)
+		}
 		other := map[string]string{"web-1": "web-2", "web-2": "web-1"}[on]
 		s.Eventually("the other one answers alone", soon, func() error { return got(client, "http://web/", 20, other) })
 		s.Run("node1", "nodectl service drain web "+on+" --undo")
 		is(2, "web", on, "ready", ready)
-		conn.Stop()
 	})
 
 	t.Run("two nodes add a backend each during a partition", func(t *testing.T) {
