@@ -219,7 +219,7 @@ func eitherPrefix(s string) (netip.Prefix, error) {
 
 // policyPort parses PORT[-LAST][/PROTO].
 func policyPort(s string) (pp PolicyPort, err error) {
-	spec, proto, err := protocol(s, "tcp", "udp")
+	spec, proto, err := protocol(s, "tcp", "udp", "sctp")
 	if err != nil {
 		return pp, err
 	}

@@ -66,6 +66,11 @@ func policyTraffic(t *testing.T, tp *topology) {
 			{tp.w2, "tcp", direct, ok}, {tp.w2, "tcp", vip, ok}, {tp.w2, "udp", directUDP, no}, {tp.w2, "udp", vipUDP, no}, {tp.w2, "sctp", directSCTP, no},
 			{tp.outer, "tcp", vip, no},
 		}},
+		{"a port of SCTP", []*state.Policy{{Namespace: "a", Name: "web", Selector: labelsOf("app=w1"),
+			Ingress: []state.PolicyRule{{Peers: peers(state.PolicyPeer{Namespace: "*", Labels: labelsOf("app=w2")}),
+				Ports: []state.PolicyPort{{Protocol: "sctp", First: 3900, Last: 3900}}}}}}, []try{
+			{tp.w2, "sctp", directSCTP, ok}, {tp.w2, "tcp", direct, no},
+		}},
 		{"all ports for a label", []*state.Policy{{Namespace: "a", Name: "web", Selector: labelsOf("app=w1"),
 			Ingress: []state.PolicyRule{{Peers: peers(state.PolicyPeer{Namespace: "*", Labels: labelsOf("app=w2")})}}}}, []try{
 			{tp.w2, "udp", directUDP, ok}, {tp.w2, "sctp", directSCTP, ok}, {tp.outer, "tcp", vip, no},

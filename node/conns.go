@@ -107,14 +107,17 @@ func serves(s *state.ServiceView, p *state.ServicePort, f overlay.Connection) (s
 	return d.Port() - p.Port, s.IsVIP(d.Addr()) || slices.Contains(s.Addresses, d.Addr())
 }
 
+// protoNumber is the number of tcp, udp or sctp; 0: another name.
 func protoNumber(name string) uint8 {
 	switch name {
 	case "tcp":
 		return lb.TCP
 	case "udp":
 		return lb.UDP
+	case "sctp":
+		return lb.SCTP
 	}
-	return lb.SCTP
+	return 0
 }
 
 func (n *Node) serveConns(_ context.Context, _ state.NodeID, req []byte) ([]byte, error) {

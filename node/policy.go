@@ -193,8 +193,8 @@ func parseRules(in []api.PolicyRule) (out []state.PolicyRule, err error) {
 			sr.Peers = append(sr.Peers, p)
 		}
 		for _, a := range r.Ports {
-			if a.Protocol != "tcp" && a.Protocol != "udp" || a.First == 0 || a.Last < a.First {
-				return nil, fmt.Errorf("port %d-%d/%s: want a range from 1 to 65535, tcp or udp", a.First, a.Last, a.Protocol)
+			if protoNumber(a.Protocol) == 0 || a.First == 0 || a.Last < a.First {
+				return nil, fmt.Errorf("port %d-%d/%s: want a range from 1 to 65535, tcp, udp or sctp", a.First, a.Last, a.Protocol)
 			}
 			sr.Ports = append(sr.Ports, state.PolicyPort(a))
 		}

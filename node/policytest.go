@@ -40,10 +40,9 @@ type policyTrace struct {
 // records, and by the rules in the kernels of the nodes of both.
 func (n *Node) policyTest(ctx context.Context, q url.Values) (api.PolicyTest, error) {
 	out := api.PolicyTest{From: q.Get("from"), To: q.Get("to"), Protocol: q.Get("protocol")}
-	protocols := map[string]uint8{"tcp": lb.TCP, "udp": lb.UDP}
-	proto, ok := protocols[out.Protocol]
-	if !ok {
-		return out, invalid("protocol %q: use tcp or udp", out.Protocol)
+	proto := protoNumber(out.Protocol)
+	if proto == 0 {
+		return out, invalid("protocol %q: use tcp, udp or sctp", out.Protocol)
 	}
 	port, err := strconv.ParseUint(q.Get("port"), 10, 16)
 	if err != nil || port == 0 {

@@ -35,7 +35,7 @@ type PolicyPeer struct {
 
 // PolicyPort is a range of ports.
 type PolicyPort struct {
-	Protocol string `cbor:"1,keyasint"` // "tcp" or "udp"
+	Protocol string `cbor:"1,keyasint"` // "tcp", "udp" or "sctp"
 	First    uint16 `cbor:"2,keyasint"`
 	Last     uint16 `cbor:"3,keyasint"`
 }
