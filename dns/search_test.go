@@ -334,10 +334,16 @@ func TestSearchIsTheWalk(t *testing.T) {
 		}
 		// What a client that walks finds: the first name with an address of
 		// either family (getaddrinfo(3) asks for both).
-		walked := [2]string{}
+		// A step that fails, as an external name that leads to itself does, it
+		// leaves out; the answer to the first question says nothing then.
+		walked, broken := [2]string{}, false
+		fails := func(m *wire.Msg) bool {
+			return m.Rcode != wire.RcodeSuccess && m.Rcode != wire.RcodeNameError
+		}
 		for _, suffix := range append(search, "") {
 			full := strings.TrimSuffix(name+"."+suffix, ".")
 			r4, r6 := askFrom(t, plain, fromApps, full, "A"), askFrom(t, plain, fromApps, full, "AAAA")
+			broken = broken || fails(r4) || fails(r6)
 			if hasAddress(r4) || hasAddress(r6) {
 				walked = [2]string{addressesOf(r4), addressesOf(r6)}
 				break
@@ -348,7 +354,11 @@ func TestSearchIsTheWalk(t *testing.T) {
 		above := askFrom(t, plain, fromApps, last+"."+search[0], "A")
 		service := above.Rcode != wire.RcodeNameError || len(above.Answer) > 0
 		r4, r6 := askFrom(t, with, fromApps, first, "A"), askFrom(t, with, fromApps, first, "AAAA")
-		if got := [2]string{addressesOf(r4), addressesOf(r6)}; got != walked && last != name && !service {
+		want := walked
+		if broken {
+			want = [2]string{}
+		}
+		if got := [2]string{addressesOf(r4), addressesOf(r6)}; got != want && last != name && !service {
 			rt.Fatalf("%s: %v, walking finds %v\n%s\n%s", first, got, walked, render(r4), render(r6))
 		}
 		if r4.Rcode != r6.Rcode {
