@@ -204,7 +204,7 @@ func TestHandover(t *testing.T) {
 	seen := map[uint16]bool{}
 	buf := make([]byte, 512)
 	for _, c := range conns {
-		if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		for range each {

@@ -153,7 +153,7 @@ func start(t testing.TB, s *Server, v *state.View, addrs ...netip.Addr) *Server 
 // waitFor waits for a condition.
 func waitFor(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for !cond() {
 		if time.Now().After(deadline) {
 			t.Fatalf("timeout waiting for %s", what)

@@ -76,7 +76,7 @@ func TestChanged(t *testing.T) {
 	s.Set(bigView(3))
 	select {
 	case <-ch:
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatal("nothing heard of new data")
 	}
 	if r := ask(t, s, "web-service.apps.svc.cluster.local", "A"); r.Rcode != wire.RcodeNameError {

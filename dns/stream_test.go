@@ -74,7 +74,7 @@ func TestStreamGarbage(t *testing.T) {
 		if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)); err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
 		_ = c.(*net.TCPConn).CloseWrite()
 		out, _ := io.ReadAll(c)
 		return out
@@ -113,7 +113,7 @@ func TestPerClient(t *testing.T) {
 	m := new(wire.Msg)
 	m.SetQuestion("cluster.local.", wire.TypeSOA)
 	works := func(c *wire.Conn) bool {
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 		if c.WriteMsg(m) != nil {
 			return false
 		}

@@ -150,7 +150,7 @@ func published(proto uint8, at, target netip.AddrPort) Publish {
 // ask sends a line through a connection to the echo and wants it back.
 func ask(t *testing.T, c net.Conn, what string) {
 	t.Helper()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := c.Write([]byte(what)); err != nil {
 		t.Errorf("%s: %v", what, err)
 		return
@@ -216,7 +216,7 @@ func TestHandoverPorts(t *testing.T) {
 	}
 	second := k.begin(nil, want...)
 	ask(t, waits, "waited")
-	_ = client.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = client.SetReadDeadline(time.Now().Add(20 * time.Second))
 	b := make([]byte, 100)
 	if n, err := client.Read(b); err != nil || string(b[:n]) != "meanwhile" {
 		t.Errorf("the datagram that waited: %q, %v", b[:n], err)
@@ -460,7 +460,7 @@ func TestHandoverHalfClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	far.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	if b, err := io.ReadAll(c); err != nil || string(b) != "answer" {
 		t.Errorf("the client got %q, %v", b, err)
 	}
@@ -491,7 +491,7 @@ func TestHandoverUndialed(t *testing.T) {
 	if _, err := c.Write([]byte("late")); err != nil {
 		t.Fatal(err)
 	}
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	b := make([]byte, len("early late"))
 	if _, err := io.ReadFull(c, b); err != nil || string(b) != "early late" {
 		t.Errorf("got %q, %v", b, err)
@@ -533,7 +533,7 @@ func TestHandoverEnds(t *testing.T) {
 			ask(t, c, "hello")
 			l.close()
 			next(t, k, at)
-			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
 			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("the connection goes on: %v", err)
 			}
@@ -566,7 +566,7 @@ func TestHandoverIsBounded(t *testing.T) {
 	for _, c := range conns {
 		_, err := c.Write([]byte("?"))
 		if err == nil {
-			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
 			_, err = io.ReadFull(c, make([]byte, 1))
 		}
 		if err == nil {

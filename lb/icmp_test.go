@@ -96,7 +96,7 @@ func TestErrorsBetweenSiblings(t *testing.T) {
 
 // errorFrom returns who sent the first unreachable message that a socket has.
 func errorFrom(c net.PacketConn) string {
-	_ = c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+	_ = c.SetReadDeadline(time.Now().Add(time.Second))
 	b := make([]byte, 1500)
 	for {
 		n, from, err := c.ReadFrom(b)

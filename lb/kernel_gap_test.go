@@ -67,7 +67,7 @@ func TestFlushOnABridge(t *testing.T) {
 				return strings.Contains(tables(tp.node)+";", "table bridge nodenet;")
 			})
 			for vip, c := range flows {
-				_ = c.SetReadDeadline(time.Now().Add(3 * time.Second))
+				_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
 				if _, err := io.ReadFull(c, make([]byte, 500)); err != nil {
 					t.Fatalf("%s: after flush %d: %v", vip, i+1, err)
 				}

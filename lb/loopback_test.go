@@ -229,7 +229,7 @@ func TestLoopbackIsBounded(t *testing.T) {
 	defer l.close()
 	l.set([]Publish{{HostAddr: at.Addr(), Proto: TCP, HostPort: at.Port(), Target: target}})
 	echo := func(c net.Conn) error {
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 		if _, err := c.Write([]byte("?")); err != nil {
 			return err
 		}
@@ -318,7 +318,7 @@ func TestLoopbackUDP(t *testing.T) {
 	if _, err := clients[1].Write(big); err != nil {
 		t.Fatal(err)
 	}
-	_ = clients[1].SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = clients[1].SetReadDeadline(time.Now().Add(20 * time.Second))
 	for {
 		n, err := clients[1].Read(buf)
 		if err != nil {

@@ -204,7 +204,7 @@ func (s *space) echo(name, address string) {
 
 // talk sends a line and returns the answer, "reset" or "timeout".
 func talk(c net.Conn) string {
-	_ = c.SetDeadline(time.Now().Add(700 * time.Millisecond))
+	_ = c.SetDeadline(time.Now().Add(time.Second))
 	b := make([]byte, 100)
 	_, err := c.Write([]byte("?\n"))
 	n := 0

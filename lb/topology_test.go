@@ -215,10 +215,10 @@ func (tp *topology) set(v *state.View) {
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 5 s: %s", what)
+			t.Fatalf("not within 20 s: %s", what)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
@@ -237,7 +237,7 @@ func (s *space) ListenPacket(network, address string) (c net.PacketConn, err err
 }
 
 func (s *space) Dial(ctx context.Context, network, address string) (c net.Conn, err error) {
-	s.do(func() { c, err = (&net.Dialer{Timeout: 500 * time.Millisecond}).DialContext(ctx, network, address) })
+	s.do(func() { c, err = (&net.Dialer{Timeout: time.Second}).DialContext(ctx, network, address) })
 	return c, err
 }
 
@@ -289,10 +289,10 @@ func (s *space) callFrom(src net.Addr, network, address string) string {
 	s.t.Helper()
 	var c net.Conn
 	var err error
-	s.do(func() { c, err = (&net.Dialer{Timeout: 500 * time.Millisecond, LocalAddr: src}).Dial(network, address) })
+	s.do(func() { c, err = (&net.Dialer{Timeout: time.Second, LocalAddr: src}).Dial(network, address) })
 	if err == nil {
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(500 * time.Millisecond))
+		_ = c.SetDeadline(time.Now().Add(time.Second))
 		if strings.HasPrefix(network, "udp") {
 			_, err = c.Write([]byte("?"))
 		}
@@ -337,7 +337,7 @@ func (s *space) ping(a netip.Addr) bool {
 	if _, err := c.WriteTo(msg, &net.IPAddr{IP: a.AsSlice()}); err != nil {
 		return false
 	}
-	_ = c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+	_ = c.SetReadDeadline(time.Now().Add(time.Second))
 	b := make([]byte, 100)
 	for {
 		n, from, err := c.ReadFrom(b)

@@ -58,7 +58,7 @@ func TestReply(t *testing.T) {
 				seen += n
 			}
 			for i, k := range clients {
-				k.SetReadDeadline(time.Now().Add(5 * time.Second))
+				k.SetReadDeadline(time.Now().Add(20 * time.Second))
 				var b [64]byte
 				n, err := k.Read(b[:])
 				if got, want := string(b[:n]), fmt.Sprintf("to from %d", i); err != nil || got != want {
@@ -121,7 +121,7 @@ func TestFlushGoesOn(t *testing.T) {
 	if err := w.Flush(); err == nil {
 		t.Error("no error for a datagram without an address")
 	}
-	k.SetReadDeadline(time.Now().Add(5 * time.Second))
+	k.SetReadDeadline(time.Now().Add(20 * time.Second))
 	var b [16]byte
 	if n, err := k.Read(b[:]); err != nil || string(b[:n]) != "back" {
 		t.Errorf("got %q, %v", b[:n], err)

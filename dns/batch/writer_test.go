@@ -149,7 +149,7 @@ func TestTrainArrives(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got []string
-			k.SetReadDeadline(time.Now().Add(5 * time.Second))
+			k.SetReadDeadline(time.Now().Add(20 * time.Second))
 			for range want {
 				var b [100]byte
 				n, err := k.Read(b[:])

@@ -114,7 +114,7 @@ func TestNotify(t *testing.T) {
 			if got != "NOTIFY example." {
 				t.Errorf("heard %q", got)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Fatalf("heard %d times", i)
 		}
 	}

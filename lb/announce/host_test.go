@@ -242,7 +242,7 @@ func TestHostLinks(t *testing.T) {
 	})
 	select {
 	case <-changes:
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatal("no notice of the lost carrier")
 	}
 	waitFor(t, "eth0 has lost its carrier", 5*time.Second, func() bool { look(); return !links[0].Up })
