@@ -19,8 +19,8 @@ const takeover = 1_000_000
 // Forget returns the ops by which self takes over all that another node owns,
 // the right to make rings included. Unlike every other change of a ring it is
 // not the owner who writes it, so it is safe only when that owner does not
-// run and when self knows all that any other node knows of the rings; seeing
-// to that is the caller's task. What is taken of a ring rests until
+// run, when self knows all that any other node knows of the rings, and when it
+// has itself obeyed them ([GiveWay]); seeing to that is the caller's task. What is taken of a ring rests until
 // now + rest(ring), if that is positive.
 func Forget(sn *state.Snapshot, self state.NodeID, ringID string, node state.NodeID, rest func(ring string) time.Duration, now time.Time) []state.Op {
 	names := map[string]bool{}

@@ -265,8 +265,16 @@ func (n *Node) pollOnce(ctx context.Context, sn *state.Snapshot, id state.NodeID
 
 // takeOver writes what makes the node's space this one's, in one transaction.
 func (n *Node) takeOver(ctx context.Context, id state.NodeID, name string, q api.ForgetRequest, v *votes) ([]state.Op, error) {
+	// What was taken from this node itself it gives up first: if it took such
+	// space back, its old blocks there would count on some nodes and not on others.
+	if err := n.obey(ctx); err != nil {
+		return nil, err
+	}
 	var done []state.Op
 	_, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
+		if len(ipam.GiveWay(sn, n.self, n.ringID())) > 0 {
+			return nil, &api.Error{Message: fmt.Sprintf("forget %s: this node has yet to give up space that is another's: try again", name), Code: api.CodeNotReady}
+		}
 		if living(sn.Live()[id].State) {
 			return nil, &api.Error{Message: fmt.Sprintf("forget %s: it came back meanwhile", name), Code: api.CodeInvalid}
 		}
