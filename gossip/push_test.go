@@ -43,6 +43,7 @@ func (c *stuckConn) Close() error {
 
 // A peer that does not read slows nobody else, and what waits for it is bounded.
 func TestStuckPeer(t *testing.T) {
+	oneThread(t)
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var hold chan struct{}

@@ -18,6 +18,7 @@ import (
 func simulate(t *testing.T, seed uint64, size int, fn func(s *sim)) {
 	t.Helper()
 	t.Parallel()
+	oneThread(t)
 	synctest.Test(t, func(t *testing.T) {
 		s := newSim(t, seed, size)
 		defer s.report()

@@ -43,6 +43,7 @@ const (
 )
 
 func TestSim(t *testing.T) {
+	oneThread(t)
 	var seeds []uint64
 	count := *simSeeds
 	if count == 0 {

@@ -9,6 +9,7 @@ import (
 // kernel has, sorted by key.
 type slots struct {
 	services, nodePorts []Service
+	published           []Target // observed ones only
 	made                chainset
 }
 
@@ -28,6 +29,8 @@ func slotsObserved(have []Observed) slots {
 				s.services = append(s.services, readSlots(o.Elems[v.name(name)], v, false)...)
 			}
 			s.nodePorts = append(s.nodePorts, readSlots(o.Elems[v.name("npeps")], v, true)...)
+			s.published = append(s.published, readPublished(o.Elems[v.name("publish")], v, false)...)
+			s.published = append(s.published, readPublished(o.Elems[v.name("publishany")], v, true)...)
 		}
 		for name := range o.Shape.Chains {
 			s.made.named(name)

@@ -385,8 +385,9 @@ func (b *LB) plan(w *wish) (*book, Ops, judge, error) {
 		if err != nil {
 			return nil, Ops{}, judge{}, fmt.Errorf("list tables nodenet: %w", err)
 		}
-		next = arrange(now.table(), slotsObserved(have))
-		ops, stale = diffObserved(b.opt.Kernel, have, next.Ruleset()), everything(&next)
+		had := slotsObserved(have)
+		next = arrange(now.table(), had)
+		ops, stale = diffObserved(b.opt.Kernel, have, next.Ruleset()), everything(&next, had)
 	}
 	now.adopt(&next)
 	return now, ops, stale, nil

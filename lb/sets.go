@@ -151,6 +151,23 @@ func publishSets(ps []Publish) []Set {
 	return out
 }
 
+// readPublished reads back where ports are published: on any address, or on
+// one that is in the key.
+func readPublished(elems []Elem, v Version, anywhere bool) []Target {
+	var out []Target
+	for _, e := range elems {
+		t, k := Target{Addr: anyOf(v)}, e.Key
+		if n := addrKind(v).size(); !anywhere && len(k) > n {
+			t.Addr, k = readAddr(k[:n]), k[n:]
+		}
+		if len(k) == 8 {
+			t.Proto, t.Port = k[0], readPort(k[4:])
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
 func (s *Set) add(k key, val string) {
 	s.Elems = append(s.Elems, Elem{Key: string(k), Val: val})
 }

@@ -88,8 +88,9 @@ func (j *judge) published(was, is []Publish) {
 
 func (p *Publish) at() Target { return Target{p.HostAddr, p.Proto, p.HostPort} }
 
-// everything judges all flows by a whole table.
-func everything(t *Table) judge {
+// everything judges all flows by a whole table, and by what the kernel had
+// before: the flows of what is gone are stale too.
+func everything(t *Table, had slots) judge {
 	j := judge{all: t}
 	for _, list := range [][]Service{t.Services, t.NodePorts} {
 		for i := range list {
@@ -97,7 +98,23 @@ func everything(t *Table) judge {
 		}
 	}
 	j.published(nil, t.Publishes)
+	for _, list := range [][]Service{had.services, had.nodePorts} {
+		for i := range list {
+			j.gone(list[i].none())
+		}
+	}
+	for _, p := range had.published {
+		j.gone(Service{VIP: p.Addr, Proto: p.Proto, Port: p.Port})
+	}
 	return j
+}
+
+// gone adds a port that was, if it is none now. TCP connections to it stay.
+func (j *judge) gone(s Service) {
+	same := func(r *Service) bool { return r.target() == s.target() && r.Last == s.Last }
+	if s.Proto != TCP && j.ports[s.target()] == nil && !slices.ContainsFunc(j.ranges, same) {
+		j.add(&s)
+	}
 }
 
 // between judges by two tables, the newer of which is whole.

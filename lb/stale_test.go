@@ -120,8 +120,8 @@ func TestStalePublished(t *testing.T) {
 		}
 		return state.NewView(v, nil, nil)
 	}
-	ct := new(tracked)
-	b, err := New(Options{Kernel: newFake(), Conntrack: ct, Loopback: deaf{}})
+	ct, k := new(tracked), newFake()
+	b, err := New(Options{Kernel: k, Conntrack: ct, Loopback: deaf{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,6 +135,18 @@ func TestStalePublished(t *testing.T) {
 	want := []string{"tcp 192.0.2.11:9000 by 10.244.0.2:53", "sctp 192.0.2.11:9001 by 10.244.0.2:53"}
 	if diff := cmp.Diff(want, ct.left()); diff != "" {
 		t.Errorf("flows left (-want +got):\n%s", diff)
+	}
+	// The next daemon finds in the kernel what was published before it.
+	ct.track("tcp 192.0.2.11:9000 10.244.0.3:53", "udp 192.0.2.11:9000 10.244.0.3:53", "udp 192.0.2.11:9002 10.244.0.3:53")
+	want = []string{"tcp 192.0.2.11:9000 by 10.244.0.3:53", "udp 192.0.2.11:9002 by 10.244.0.3:53"}
+	if b, err = New(Options{Kernel: k, Conntrack: ct, Loopback: deaf{}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.apply(&wish{state.NewView(state.View{Rev: 3, Self: selfID}, nil, nil), testLocal()}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, ct.left()); diff != "" {
+		t.Errorf("flows left after a start (-want +got):\n%s", diff)
 	}
 }
 
