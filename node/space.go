@@ -172,7 +172,8 @@ func (n *Node) runSpace(ctx context.Context) error {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	wait := 200 * time.Millisecond
-	var shared time.Time
+	var shared, saidAt time.Time
+	var said string
 	gone := map[string]time.Time{}
 	for {
 		select {
@@ -194,11 +195,15 @@ func (n *Node) runSpace(ctx context.Context) error {
 			}
 		}
 		if err := errors.Join(n.openBlocks(ctx), n.assignVIPs(ctx)); err != nil && ctx.Err() == nil {
-			n.log.Info("address space not ready, will try again", "in", wait, "err", err)
+			// A full network is asked about with every change, for ever.
+			if what := err.Error(); what != said || time.Since(saidAt) >= time.Minute {
+				n.log.Info("address space not ready, will try again", "in", wait, "err", err)
+				said, saidAt = what, time.Now()
+			}
 			retry.Reset(wait)
 			wait = min(2*wait, 10*time.Second)
 		} else {
-			wait = 200 * time.Millisecond
+			wait, said = 200*time.Millisecond, ""
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // commandLimit is how long a command may take. One that hangs is killed, and
 // has failed.
-const commandLimit = 30 * time.Second
+const commandLimit = 2 * time.Minute
 
 // Run types a command and returns what it wrote, standard output and standard
 // error as they came. A command that fails, fails the test. The page shows both.
