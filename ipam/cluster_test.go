@@ -150,6 +150,10 @@ func (c *cluster) close() {
 // reopen brings up again what crashed.
 func (c *cluster) reopen(tb fatal) {
 	for _, n := range c.nodes {
+		// What a merge told to memory may still be on its way to the log.
+		if _, err := n.store.Merge(nil, false); err != nil {
+			tb.Fatalf("merge nothing: %v", err)
+		}
 		n.log.mu.Lock()
 		crashed := n.log.crashed
 		n.log.mu.Unlock()

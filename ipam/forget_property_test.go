@@ -63,11 +63,7 @@ func (m *sim) forget(t *rapid.T) {
 	}
 	rest := rapid.SampledFrom([]time.Duration{0, time.Hour}).Draw(t, "quarantine")
 	if rest == 0 {
-		for _, o := range m.nodes {
-			o.log.mu.Lock()
-			o.log.next = noFault // a crash does not make time pass
-			o.log.mu.Unlock()
-		}
+		m.calm() // a crash does not make time pass
 	}
 	err := write(n.store, func(sn *state.Snapshot) ([]state.Op, error) {
 		f := state.Forgotten{By: n.id, At: time.Now().Unix(), Epoch: max(dead.epoch, sn.Head(dead.id).Mark.Epoch)}
@@ -86,8 +82,18 @@ func (m *sim) forget(t *rapid.T) {
 	m.reopen(t)
 }
 
+// calm takes back the crashes that are to come.
+func (m *sim) calm() {
+	for _, o := range m.nodes {
+		o.log.mu.Lock()
+		o.log.next = noFault
+		o.log.mu.Unlock()
+	}
+}
+
 // comeBack starts a dead node with its old disk. It hears the others before it
-// serves anybody: one that is alone cannot know better.
+// serves anybody, since one that is alone cannot know better, and they hear it:
+// whoever holds the right to make rings learns of one that nobody else knew.
 func (m *sim) comeBack(t *rapid.T) {
 	n := m.nodes[rapid.IntRange(0, len(m.nodes)-1).Draw(t, "node")]
 	alone := true
@@ -100,9 +106,11 @@ func (m *sim) comeBack(t *rapid.T) {
 	n.close()
 	n.open(t)
 	n.down = false
+	m.calm() // it would be told again
 	for _, o := range m.nodes {
 		if o != n && !o.down {
 			merge(t, o, n, nil, 0)
+			merge(t, n, o, nil, 0)
 		}
 	}
 }
