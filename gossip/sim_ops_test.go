@@ -124,8 +124,8 @@ func (n *simNode) forgetNode(ctx context.Context, victim *simNode) error {
 		if n.sees(victim).State != state.Dead || !bytes.Equal(ipam.RingSum(sn, n.sim.ringID), sum) {
 			return nil, errors.New("things changed meanwhile")
 		}
-		return append(ipam.Forget(sn, n.id.ID, n.sim.ringID, victim.id.ID, func(string) time.Duration { return simRest }, n.now()),
-			state.Put(state.Cluster, state.KindForgotten, string(victim.id.ID), state.Forgotten{By: n.id.ID, At: n.now().Unix(), Epoch: epoch, Name: victim.name})), nil
+		ops, err := ipam.Forget(sn, n.id.ID, n.sim.ringID, victim.id.ID, func(string) time.Duration { return simRest }, n.now())
+		return append(ops, state.Put(state.Cluster, state.KindForgotten, string(victim.id.ID), state.Forgotten{By: n.id.ID, At: n.now().Unix(), Epoch: epoch, Name: victim.name})), err
 	})
 	return err
 }

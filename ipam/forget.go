@@ -19,10 +19,17 @@ const takeover = 1_000_000
 // Forget returns the ops by which self takes over all that another node owns,
 // the right to make rings included. Unlike every other change of a ring it is
 // not the owner who writes it, so it is safe only when that owner does not
-// run, when self knows all that any other node knows of the rings, and when it
-// has itself obeyed them ([GiveWay]); seeing to that is the caller's task. What is taken of a ring rests until
+// run and when self knows all that any other node knows of the rings; seeing
+// to that is the caller's task. What is taken of a ring rests until
 // now + rest(ring), if that is positive.
-func Forget(sn *state.Snapshot, self state.NodeID, ringID string, node state.NodeID, rest func(ring string) time.Duration, now time.Time) []state.Op {
+//
+// ErrGiveWay: self was forgotten before and has not obeyed yet. If it took its
+// space back now, its old blocks there would count on some nodes and not on
+// others, until all records had arrived.
+func Forget(sn *state.Snapshot, self state.NodeID, ringID string, node state.NodeID, rest func(ring string) time.Duration, now time.Time) ([]state.Op, error) {
+	if len(GiveWay(sn, self, ringID)) > 0 {
+		return nil, ErrGiveWay
+	}
 	names := map[string]bool{}
 	for _, r := range state.All[state.Range](sn) {
 		if r.RingID == ringID {
@@ -44,7 +51,7 @@ func Forget(sn *state.Snapshot, self state.NodeID, ringID string, node state.Nod
 		}
 	}
 	slices.SortFunc(ops, func(a, b state.Op) int { return cmp.Compare(a.Key, b.Key) })
-	return ops
+	return ops, nil
 }
 
 // RingSum is a hash of all that is known of the rings: equal on nodes that

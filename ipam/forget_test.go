@@ -20,7 +20,8 @@ func forget(tb fatal, n, dead *simNode, rest time.Duration) {
 	tb.Helper()
 	err := write(n.store, func(sn *state.Snapshot) ([]state.Op, error) {
 		f := state.Forgotten{By: n.id, At: time.Now().Unix(), Epoch: dead.epoch}
-		return append(Forget(sn, n.id, ringID, dead.id, restFor(rest), time.Now()), state.Put(state.Cluster, state.KindForgotten, string(dead.id), f)), nil
+		ops, err := Forget(sn, n.id, ringID, dead.id, restFor(rest), time.Now())
+		return append(ops, state.Put(state.Cluster, state.KindForgotten, string(dead.id), f)), err
 	})
 	if err != nil {
 		tb.Fatalf("forget: %v", err)
@@ -122,10 +123,17 @@ func TestForgottenNodeGivesWay(t *testing.T) {
 	if _, err := attach(b.store, b.id, b.alloc.Allocate, Request{Network: podsNet, RingID: ringID, ID: "z", Now: time.Now()}); !errors.Is(err, ErrNeedSpace) {
 		t.Errorf("it gave out an address of what it lost: %v", err)
 	}
+	// Before it gives way it takes nothing over, its own space least of all.
+	if _, err := Forget(sn, b.id, ringID, a.id, restFor(0), time.Now()); !errors.Is(err, ErrGiveWay) {
+		t.Errorf("it forgets others: %v", err)
+	}
 	if err := write(b.store, func(sn *state.Snapshot) ([]state.Op, error) { return GiveWay(sn, b.id, ringID), nil }); err != nil {
 		t.Fatal(err)
 	}
 	sn = b.store.Snapshot()
+	if ops, err := Forget(sn, b.id, ringID, a.id, restFor(0), time.Now()); err != nil || len(ops) == 0 {
+		t.Errorf("it forgets nobody afterwards: %v, %v", ops, err)
+	}
 	for rec, bl := range state.All[state.Block](sn) {
 		if rec.ID.Owner == b.id {
 			t.Errorf("block %s is still open", bl.Prefix)

@@ -66,6 +66,9 @@ var (
 	// ErrNoRing: no record of the ring is here yet. The node has not synced,
 	// or nobody has bootstrapped the ring.
 	ErrNoRing = errors.New("no ring yet")
+	// ErrGiveWay: self holds space that is another's by now; what GiveWay
+	// returns comes first.
+	ErrGiveWay = errors.New("this node has yet to give up space that is another's")
 )
 
 // NeedSpaceError is ErrNeedSpace with what to ask for.

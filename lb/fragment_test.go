@@ -2,7 +2,6 @@ package lb
 
 import (
 	"bytes"
-	"net"
 	"strconv"
 	"testing"
 	"time"
@@ -35,12 +34,7 @@ func (s *space) serveSized(address string) {
 // size, by a socket that takes answers of that peer only; 0: none.
 func (s *space) askSized(to string, size int) int {
 	s.t.Helper()
-	var c net.Conn
-	var err error
-	s.do(func() { c, err = net.Dial("udp", to) })
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	c := s.dialUDP(to)
 	defer c.Close()
 	_, _ = c.Write([]byte(strconv.Itoa(size)))
 	_ = c.SetDeadline(time.Now().Add(time.Second))

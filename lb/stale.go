@@ -109,10 +109,10 @@ func everything(t *Table, had slots) judge {
 	return j
 }
 
-// gone adds a port that was, if it is none now. TCP connections to it stay.
+// gone adds a port that was, or a range, behind those that are. TCP connections
+// to it stay.
 func (j *judge) gone(s Service) {
-	same := func(r *Service) bool { return r.target() == s.target() && r.Last == s.Last }
-	if s.Proto != TCP && j.ports[s.target()] == nil && !slices.ContainsFunc(j.ranges, same) {
+	if s.Proto != TCP && (s.Last != 0 || j.ports[s.target()] == nil) {
 		j.add(&s)
 	}
 }
@@ -148,13 +148,16 @@ func between(old, now *Table) judge {
 // flows that merely pass through the node are none of ours.
 func (j *judge) port(proto uint8, dst, backend netip.AddrPort, hosts []netip.Addr) *Service {
 	k := Target{dst.Addr(), proto, dst.Port()}
-	if s := j.ports[k]; s != nil {
-		return s
-	}
-	for _, s := range j.ranges {
-		if s.VIP == k.Addr && s.Proto == proto && s.Port <= k.Port && k.Port <= s.Last {
-			return s
+	s := j.ports[k]
+	if s == nil || len(s.Lasting) == 0 { // as the kernel does, which has no element of it
+		for _, r := range j.ranges {
+			if r.VIP == k.Addr && r.Proto == proto && r.Port <= k.Port && k.Port <= r.Last {
+				return r
+			}
 		}
+	}
+	if s != nil {
+		return s
 	}
 	if slices.Contains(hosts, k.Addr) || len(hosts) == 0 && dst != backend {
 		k.Addr = anyOf(versionOf(k.Addr))

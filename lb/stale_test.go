@@ -38,8 +38,11 @@ func TestStaleFlows(t *testing.T) {
 	draining.Backends[0].Ready, draining.Backends[0].Draining = false, true
 	spread := with(svc("r", "10.96.1.32", "udp", 8000, 0, "10.244.0.2:8000", "10.244.0.3:8000"), func(s *state.ServiceView) { s.Ports[0].Last = 8010 })
 	spreadLess := with(svc("r", "10.96.1.32", "udp", 8000, 0, "10.244.0.3:8000"), func(s *state.ServiceView) { s.Ports[0].Last = 8010 })
+	// A port within the range, without the other backend.
+	oneOf := svc("r", "10.96.1.32", "udp", 8004, 0, "10.244.0.2:8004")
+	ofRange := []string{"udp 10.96.1.32:8004 10.244.0.2:8004", "udp 10.96.1.32:8004 10.244.0.4:8004", "udp 10.96.1.32:8005 10.244.0.3:8005"}
 	tests := map[string]struct {
-		was, is *state.ServiceView // was nil: a start
+		was, is *state.ServiceView // with started, of the daemon before
 		started bool
 		flows   []string
 		gone    []int // of flows
@@ -52,6 +55,10 @@ func TestStaleFlows(t *testing.T) {
 		"UDP backend of a policy":      {udp(w1, far), with(udp(w1, far), func(s *state.ServiceView) { s.Inside = state.PolicyLocal }), false, []string{"udp 10.96.1.30:53 10.244.1.2:53"}, nil},
 		"UDP range":                    {spread, spreadLess, false, []string{"udp 10.96.1.32:8004 10.244.0.2:8004", "udp 10.96.1.32:8004 10.244.0.3:8004", "udp 10.96.1.32:8011 10.244.0.2:8011"}, []int{0}},
 		"start, UDP":                   {nil, udp(w2), true, []string{"udp 10.96.1.30:53 10.244.0.2:53", "udp 10.96.1.30:53 10.244.0.3:53", "udp 10.96.7.7:53 10.244.0.3:53", "udp 10.96.0.10:53 10.96.0.10:53", "udp 198.51.100.1:53 198.51.100.1:53"}, []int{0, 2}},
+		"UDP port becomes a range":     {oneOf, spread, false, ofRange, []int{1}},
+		"start, a range now":           {oneOf, spread, true, ofRange, []int{1}},
+		"start, no range now":          {spread, oneOf, true, ofRange, []int{1, 2}},
+		"start, external address went": {udp(w1, w2), svc("u", "10.96.1.30", "udp", 53, 0, w1, w2), true, []string{"udp 203.0.113.30:53 10.244.0.2:53", "udp 203.0.113.31:53 10.244.0.2:53"}, []int{0}},
 		"TCP backend goes":             {tcp(nil), svc("t", "10.96.1.31", "tcp", 53, 30131, w2), false, []string{"tcp 10.96.1.31:53 10.244.0.2:53"}, nil},
 		"TCP backend drains":           {tcp(nil), tcp(drains), false, []string{"tcp 10.96.1.31:53 10.244.0.2:53"}, nil},
 		"TCP backend fails":            {tcp(nil), tcp(fails), false, []string{"tcp 10.96.1.31:53 10.244.0.2:53", "tcp 10.96.1.31:53 10.244.0.3:53", "tcp 192.0.2.11:30131 10.244.0.2:53", "tcp 10.96.1.99:53 10.244.0.2:53"}, []int{0, 2}},
@@ -71,11 +78,15 @@ func TestStaleFlows(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			ct := new(tracked)
-			b, err := New(Options{Kernel: newFake(), Conntrack: ct, Loopback: deaf{}})
-			if err != nil {
-				t.Fatal(err)
+			ct, k := new(tracked), newFake()
+			daemon := func() *LB {
+				b, err := New(Options{Kernel: k, Conntrack: ct, Loopback: deaf{}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return b
 			}
+			b := daemon()
 			view := func(rev uint64, s *state.ServiceView) *state.View {
 				var list []*state.ServiceView
 				if s != nil {
@@ -83,10 +94,13 @@ func TestStaleFlows(t *testing.T) {
 				}
 				return state.NewView(state.View{Rev: rev, Self: selfID}, nil, list)
 			}
-			if !tt.started {
+			if tt.was != nil || !tt.started {
 				if err := b.apply(&wish{view(1, tt.was), testLocal()}); err != nil {
 					t.Fatal(err)
 				}
+			}
+			if tt.started {
+				b = daemon()
 			}
 			ct.track(tt.flows...)
 			all := ct.left()

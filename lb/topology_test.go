@@ -318,6 +318,17 @@ func (s *space) callFrom(src net.Addr, network, address string) string {
 	return err.Error()
 }
 
+// dialUDP opens a socket that hears a peer only, and the errors about it.
+func (s *space) dialUDP(to string) (c net.Conn) {
+	s.t.Helper()
+	var err error
+	s.do(func() { c, err = net.Dial("udp", to) })
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
 // ping sends one echo request and reports whether it is answered.
 func (s *space) ping(a netip.Addr) bool {
 	s.t.Helper()

@@ -12,20 +12,7 @@ import (
 )
 
 // udpClient is a UDP client that keeps its port: by it conntrack knows it again.
-type udpClient struct {
-	net.Conn
-}
-
-func (s *space) udpTo(to string) udpClient {
-	s.t.Helper()
-	var c net.Conn
-	var err error
-	s.do(func() { c, err = net.Dial("udp", to) })
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return udpClient{c}
-}
+type udpClient struct{ net.Conn }
 
 // ask sends a datagram and returns who answers, or what else happens.
 func (f udpClient) ask() string {
@@ -114,11 +101,11 @@ func TestUDPFlows(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			flows := map[string]udpClient{
-				"outside": tp.outer.udpTo("10.96.1.30:53"), "outside, IPv6": tp.outer.udpTo("[fd00:10:96::11e]:53"),
-				"node port": tp.outer.udpTo("192.0.2.11:30130"), "node port, IPv6": tp.outer.udpTo("[2001:db8::11]:30130"),
-				"external": tp.outer.udpTo("203.0.113.30:53"), "external, IPv6": tp.outer.udpTo("[2001:db8:113::30]:53"),
-				"sibling": tp.w2.udpTo("10.96.1.30:53"), "sibling, IPv6": tp.w2.udpTo("[fd00:10:96::11e]:53"),
-				"node": tp.node.udpTo("10.96.1.30:53"), "node, IPv6": tp.node.udpTo("[fd00:10:96::11e]:53"),
+				"outside": {tp.outer.dialUDP("10.96.1.30:53")}, "outside, IPv6": {tp.outer.dialUDP("[fd00:10:96::11e]:53")},
+				"node port": {tp.outer.dialUDP("192.0.2.11:30130")}, "node port, IPv6": {tp.outer.dialUDP("[2001:db8::11]:30130")},
+				"external": {tp.outer.dialUDP("203.0.113.30:53")}, "external, IPv6": {tp.outer.dialUDP("[2001:db8:113::30]:53")},
+				"sibling": {tp.w2.dialUDP("10.96.1.30:53")}, "sibling, IPv6": {tp.w2.dialUDP("[fd00:10:96::11e]:53")},
+				"node": {tp.node.dialUDP("10.96.1.30:53")}, "node, IPv6": {tp.node.dialUDP("[fd00:10:96::11e]:53")},
 			}
 			for _, f := range flows {
 				defer f.Close()

@@ -265,16 +265,11 @@ func (n *Node) pollOnce(ctx context.Context, sn *state.Snapshot, id state.NodeID
 
 // takeOver writes what makes the node's space this one's, in one transaction.
 func (n *Node) takeOver(ctx context.Context, id state.NodeID, name string, q api.ForgetRequest, v *votes) ([]state.Op, error) {
-	// What was taken from this node itself it gives up first: if it took such
-	// space back, its old blocks there would count on some nodes and not on others.
-	if err := n.obey(ctx); err != nil {
+	if err := n.obey(ctx); err != nil { // see ipam.ErrGiveWay
 		return nil, err
 	}
 	var done []state.Op
 	_, err := n.store.Write(ctx, func(sn *state.Snapshot) ([]state.Op, error) {
-		if len(ipam.GiveWay(sn, n.self, n.ringID())) > 0 {
-			return nil, &api.Error{Message: fmt.Sprintf("forget %s: this node has yet to give up space that is another's: try again", name), Code: api.CodeNotReady}
-		}
 		if living(sn.Live()[id].State) {
 			return nil, &api.Error{Message: fmt.Sprintf("forget %s: it came back meanwhile", name), Code: api.CodeInvalid}
 		}
@@ -283,8 +278,11 @@ func (n *Node) takeOver(ctx context.Context, id state.NodeID, name string, q api
 		}
 		now := time.Now()
 		f := state.Forgotten{By: n.self, At: now.Unix(), Epoch: max(v.epoch, sn.Head(id).Mark.Epoch), Name: name, Forced: q.Force && 2*len(v.agree) <= v.known}
-		done = append(ipam.Forget(sn, n.self, n.ringID(), id, func(ring string) time.Duration { return n.quarantine(sn, id, ring, q) }, now),
-			state.Put(state.Cluster, state.KindForgotten, string(id), f))
+		ops, err := ipam.Forget(sn, n.self, n.ringID(), id, func(ring string) time.Duration { return n.quarantine(sn, id, ring, q) }, now)
+		if err != nil {
+			return nil, &api.Error{Message: fmt.Sprintf("forget %s: %v: try again", name, err), Code: api.CodeNotReady}
+		}
+		done = append(ops, state.Put(state.Cluster, state.KindForgotten, string(id), f))
 		return done, nil
 	})
 	return done, err
