@@ -77,6 +77,20 @@ func TestServices(t *testing.T) {
 	}
 	s.Eventually("both answer", soon, func() error { return got(client, "http://web/", 20, "web-1", "web-2") })
 
+	t.Run("what a person sees of it", func(t *testing.T) {
+		vip, backend := svc.VIP.String(), regexp.QuoteMeta(web[0].Addr)+"|"+regexp.QuoteMeta(web[1].Addr)
+		s.Want(s.Run("node1", "nodectl service show web"), `web-1 +node1 .* yes `, `web-2 +node2 .* yes `)
+		s.Want(s.Run("node1", "nodectl lb trace --from "+client.Addr+" "+vip+":80/tcp"), `svc \{ `+regexp.QuoteMeta(vip)+` \. tcp \. 80 : `, `goes to (`+backend+`):80`)
+		dump := s.Run("node1", "nodectl lb dump")
+		s.Want(dump, `^table inet nodenet \{`, `^table bridge nodenet \{`, regexp.QuoteMeta(vip)+` \. tcp \. 80 \. 1 : (`+backend+`) \. 80`)
+	})
+
+	t.Run("a port that a process listens on is not published", func(t *testing.T) {
+		// The daemon itself is the process, with its metrics.
+		s.Want(s.Fail("node1", "nodectl publish add 9153 "+web[0].Addr+":80"), `nodectl.* listens on 127\.0\.0\.1:9153/tcp`)
+		s.Reject(s.Run("node1", "nodectl publish ls"), `9153`)
+	})
+
 	t.Run("an http check flips a backend", func(t *testing.T) {
 		health := map[int]*scenario.Process{}
 		for i, w := range web {
