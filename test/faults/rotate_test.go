@@ -82,6 +82,9 @@ func TestSecretRotate(t *testing.T) {
 		}
 		return err
 	})
+	for i := range 2 { // later than it is seen to be dead
+		s.Eventually("node3 is withdrawn", soon, func() error { return contains(daemonLog(s.Lab.Node(i+1), 0), "node withdrawn") })
+	}
 	said := [2]int{logSize(s.Lab.Node(1)), logSize(s.Lab.Node(2))}
 	stream := startStream(t, "/run/netns/a", "/run/netns/b", b.Addr, 7000)
 
