@@ -171,6 +171,10 @@ var errUnknown = errors.New("all copies are made anew")
 // keepHold makes the copies follow a transaction that is done, or all of them
 // anew where the book is. What goes wrong is no error: they serve in a moment that
 // may never come.
+//
+// The generation that this makes is not taken for ours: filling empty copies
+// with nothing makes none, and then the next one is somebody else's. The watch
+// tells that it touched nothing of ours.
 func (b *LB) keepHold(now *book, ops Ops) {
 	changes := ofHeld(ops.Sets)
 	if b.hold == nil || now == b.book && len(changes) == 0 {
@@ -186,10 +190,5 @@ func (b *LB) keepHold(now *book, ops Ops) {
 	}
 	if err != nil {
 		b.log.Warn("connections between workloads of one bridge may be reset when somebody flushes all rules", "table", "bridge "+HoldName, "err", err)
-		return
-	}
-	// The ruleset's generation went on by our doing, and perhaps somebody else's.
-	if g, err := b.opt.Kernel.Generation(); err == nil && g == b.expected+1 {
-		b.expected = g
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"nodenet/state"
 )
 
 // TestRepairElements: what somebody changes inside our sets is put right
@@ -265,6 +267,50 @@ func TestWatchLeaves(t *testing.T) {
 			s.nft("delete element inet nodenet vips { 10.97.0.3 }\n", "-f", "-")
 			if b.intact() {
 				t.Error("an element of ours that somebody deletes afterwards is not noticed")
+			}
+		})
+	}
+}
+
+// TestWatchSlip: what somebody does to our elements just before a transaction
+// of ours, whose generation is another then, is noticed, whether we are deaf to our
+// own by then or not, and with copies that a flush would leave which hold nothing.
+func TestWatchSlip(t *testing.T) {
+	for name, held := range map[string]bool{"alone": false, "with copies": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newSpace(t)
+			k := &counting{Kernel: s.kernel()}
+			b, stop := watched(t, s, k)
+			defer stop()
+			if held {
+				var err error
+				s.do(func() { b.hold, err = openHold() })
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer b.hold.close()
+			}
+			v := state.NewView(state.View{Rev: 1}, nil, []*state.ServiceView{svc("far", "10.96.0.20", "tcp", 80, 0, "10.244.1.2:8080@other")})
+			for i := range 6 {
+				l := testLocal()
+				l.Links = append(l.Links, fmt.Sprint("nv-", i))
+				b.book = nil // as Run does when something has changed
+				if i > 0 {
+					k.before = func() { s.nft("flush map inet nodenet eps\n", "-f", "-") }
+				}
+				for _, want := range []bool{i == 0, true} {
+					if err := b.apply(&wish{v, l}); err != nil {
+						t.Fatal(err)
+					}
+					k.before = nil
+					if got := b.intact(); got != want {
+						t.Fatalf("transaction %d: intact %t, want %t", i, got, want)
+					}
+					if want {
+						break
+					}
+					b.book = nil
+				}
 			}
 		})
 	}

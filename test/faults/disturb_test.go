@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"nodenet/lab"
@@ -69,7 +70,7 @@ func TestNeverDisturbed(t *testing.T) {
 	works := func() error {
 		now, err := rules(s, "node1")
 		if err == nil && now != whole {
-			err = fmt.Errorf("the tables differ")
+			err = fmt.Errorf("the tables differ (-before +now):\n%s", cmp.Diff(strings.Split(whole, "\n"), strings.Split(now, "\n")))
 		}
 		return err
 	}
